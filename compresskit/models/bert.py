@@ -1,0 +1,259 @@
+"""The one encoder: BERT whose widths and depth are numbers in its config, and whose parts can run alone.
+
+Shapes: B batch, S sequence, H hidden_size, A heads, D rows per head (qkv_size = A·D), F intermediate_size, V vocabulary,
+C classes. Parameter names are those of transformers' BERT, so that its checkpoints need no translation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .config import CompactBertConfig
+from .elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows
+
+# What the five original programs add to the score of a masked key. Transformers uses the smallest number of the dtype.
+# The two differ only in reported scores and in rows without any real token.
+ORIGINAL_MASK = -10000.0
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """Hidden states: the embedding's output, then each layer's, (B, S, H). Attentions and scores: (B, A, S, S)."""
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    attention_scores: tuple[Tensor, ...] | None = None
+
+
+class Embeddings(nn.Module):
+    """Word, position and token type vectors, added and normalised."""
+
+    def __init__(self, config: CompactBertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = ElasticLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, width: int) -> Tensor:
+        """input_ids, token_type_ids: (B, S).  Returns (B, S, width)."""
+        seq_len = input_ids.shape[1]
+        if token_type_ids is None:
+            types = self.token_type_embeddings.weight[0]
+        else:
+            types = self.token_type_embeddings(token_type_ids)
+        hidden = self.word_embeddings(input_ids) + types + self.position_embeddings.weight[:seq_len]
+        return self.dropout(self.LayerNorm(hidden[..., :width]))
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values; all heads side by side in one matrix each."""
+
+    def __init__(self, config: CompactBertConfig, layer: int):
+        super().__init__()
+        qkv_size = config.per_layer("qkv_size")[layer]
+        self.query = ElasticLinear(config.hidden_size, qkv_size)
+        self.key = ElasticLinear(config.hidden_size, qkv_size)
+        self.value = ElasticLinear(config.hidden_size, qkv_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None, heads: int, rows: Any, explicit: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """hidden: (B, S, H); mask: additive, (B, 1, 1, S).  Returns context (B, S, A·D), and scores before the mask
+        and probabilities, (B, A, S, S), where `explicit`.
+        """
+        query, key, value = (
+            linear(hidden, rows).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for linear in (self.query, self.key, self.value)
+        )  # (B, A, S, D)
+        scores = probabilities = None
+        if explicit:
+            scores = query @ key.mT * query.shape[-1] ** -0.5
+            probabilities = (scores if mask is None else scores + mask).softmax(-1)
+            context = self.dropout(probabilities) @ value
+        else:
+            dropout = self.dropout.p if self.training else 0.0
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        return context.transpose(1, 2).flatten(2), scores, probabilities
+
+
+class AddAndNorm(nn.Module):
+    """A linear layer whose output is added to the residual and normalised (post-norm)."""
+
+    def __init__(self, in_features: int, config: CompactBertConfig):
+        super().__init__()
+        self.dense = ElasticLinear(in_features, config.hidden_size)
+        self.LayerNorm = ElasticLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual: Tensor, columns: Any = None) -> Tensor:
+        """x: (B, S, in_features); residual: (B, S, H).  Returns (B, S, H)."""
+        return self.LayerNorm(self.dropout(self.dense(x, residual.shape[-1], columns)) + residual)
+
+
+class Attention(nn.Module):
+    """Self-attention with its output projection."""
+
+    def __init__(self, config: CompactBertConfig, layer: int):
+        super().__init__()
+        self.self = SelfAttention(config, layer)
+        self.output = AddAndNorm(config.per_layer("qkv_size")[layer], config)
+
+
+class Intermediate(nn.Module):
+    """The widening half of the feed-forward."""
+
+    def __init__(self, config: CompactBertConfig, layer: int):
+        super().__init__()
+        self.dense = ElasticLinear(config.hidden_size, config.per_layer("intermediate_size")[layer])
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: Tensor, width: int) -> Tensor:
+        """hidden: (B, S, H).  Returns (B, S, width)."""
+        return self.activation(self.dense(hidden, width))
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward."""
+
+    def __init__(self, config: CompactBertConfig, layer: int):
+        super().__init__()
+        self.config, self.index = config, layer
+        self.attention = Attention(config, layer)
+        self.intermediate = Intermediate(config, layer)
+        self.output = AddAndNorm(config.per_layer("intermediate_size")[layer], config)
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None, shape: CompactBertConfig, explicit: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """hidden: (B, S, H) of the config `shape`.  Returns the new states, and scores and probabilities if explicit."""
+        rows = head_rows(self.config, shape, self.index)
+        if isinstance(rows, Tensor):
+            rows = rows.to(hidden.device)
+        heads = shape.per_layer("num_attention_heads")[self.index]
+        context, scores, probabilities = self.attention.self(hidden, mask, heads, rows, explicit)
+        hidden = self.attention.output(context, hidden, rows)
+        wide = self.intermediate(hidden, shape.per_layer("intermediate_size")[self.index])
+        return self.output(wide, hidden), scores, probabilities
+
+
+class Encoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: CompactBertConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+
+
+class Pooler(nn.Module):
+    """tanh of a linear map of the first token's state."""
+
+    def __init__(self, config: CompactBertConfig):
+        super().__init__()
+        self.dense = ElasticLinear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: (B, S, H).  Returns (B, H)."""
+        return self.dense(hidden[:, 0], hidden.shape[-1]).tanh()
+
+
+class CompactBertPreTrainedModel(PreTrainedModel):
+    """What all heads share: config class, initialisation, attention choice."""
+
+    config_class = CompactBertConfig
+    base_model_prefix = "bert"
+    _supports_sdpa = True
+
+
+class CompactBertModel(CompactBertPreTrainedModel):
+    """Embeddings, encoder and, unless `add_pooling_layer` is false, the pooler."""
+
+    def __init__(self, config: CompactBertConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        if config.feed_forward is not None or config.embedding != "bert":
+            raise ValueError(
+                f"feed_forward {config.feed_forward} with embedding {config.embedding!r} cannot be built by this "
+                "version; leave feed_forward unset and embedding 'bert'"
+            )
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = Pooler(config) if add_pooling_layer else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word vectors, (V, H)."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word vectors."""
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        subnet: CompactBertConfig | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        output_attention_scores: bool = False,
+        faithful: bool = False,
+    ) -> EncoderOutput:
+        """input_ids, token_type_ids, attention_mask (1 = real token): (B, S); no mask: all real, no types: all 0.
+
+        subnet: run only this smaller network inside the weights. output_attentions asks for probabilities,
+        output_attention_scores for the scores before the softmax, masked keys lowered by 10⁴; both compute attention
+        explicitly. faithful: as AutoTinyBERT's released pre-training called it, with mask and token types in each
+        other's place and masked keys lowered by 10⁴ in the softmax too.
+        Raises ValueError for a subnet that does not fit and for sequences longer than the position table.
+        """
+        config = self.config
+        shape = config if subnet is None else subnet
+        if subnet is not None:
+            check_fits(config, subnet)
+        if input_ids.shape[1] > config.max_position_embeddings:
+            raise ValueError(
+                f"{input_ids.shape[1]} tokens exceed max_position_embeddings {config.max_position_embeddings}; "
+                "cut the input, or lower max_seq_len"
+            )
+        want_hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        want_attentions = config.output_attentions if output_attentions is None else output_attentions
+        explicit = want_attentions or output_attention_scores or config._attn_implementation == "eager"
+        if faithful:
+            attention_mask, token_type_ids = token_type_ids, attention_mask
+
+        hidden = self.embeddings(input_ids, token_type_ids, shape.hidden_size)
+        mask = original_mask = None
+        if attention_mask is not None:
+            masked = 1 - attention_mask[:, None, None, :].to(hidden.dtype)
+            original_mask = masked * ORIGINAL_MASK
+            mask = original_mask if faithful else masked * torch.finfo(hidden.dtype).min
+
+        all_hidden, all_attentions, all_scores = [hidden], [], []
+        for layer in self.encoder.layer[: shape.num_hidden_layers]:
+            hidden, scores, probabilities = layer(hidden, mask, shape, explicit)
+            all_hidden.append(hidden)
+            if output_attention_scores:
+                all_scores.append(scores if original_mask is None else scores + original_mask)
+            all_attentions.append(probabilities)
+        return EncoderOutput(
+            last_hidden_state=hidden,
+            pooler_output=None if self.pooler is None else self.pooler(hidden),
+            hidden_states=tuple(all_hidden) if want_hidden else None,
+            attentions=tuple(all_attentions) if want_attentions else None,
+            attention_scores=tuple(all_scores) if output_attention_scores else None,
+        )

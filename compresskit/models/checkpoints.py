@@ -1,0 +1,269 @@
+"""Any BERT checkpoint into our classes: folders and hub ids, transformers' files and those of the original releases.
+
+Our parameter names are transformers' own, so loading is a table of the names that others use. Saving is whole or not
+at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from .config import CompactBertConfig
+from .heads import CompactBertForSequenceClassification
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+RENAMED = (  # theirs, ours
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),  # checkpoints converted from TensorFlow
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    (r"_embeddings\.embedding\.weight$", "_embeddings.weight"),  # AutoTinyBERT
+    (r"^((bert|electra)\.)?encoder\.layers\.", r"\1encoder.layer."),  # AutoTinyBERT
+    (r"^(bert|electra)\.", ""),  # the prefix is put back where the class has one
+)
+TRAINING_ONLY = re.compile(r"(^|\.)(fit_dense|fit_denses\.\d+|dense_fit)\.")  # projections to the teacher's width
+BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
+HEADS = ("cls.", "classifier.", "qa_outputs.")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+FILES = ["*.json", "*.safetensors", "vocab.txt"]
+
+
+@dataclass
+class Checkpoint:
+    """A config and weights under our names; `training_only`: what only a trainer wants (TinyBERT's `fit_dense`)."""
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    source: str = "the checkpoint"
+    training_only: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, config: Mapping[str, Any], state_dict: Mapping[str, Tensor], source: str = "the checkpoint"
+    ) -> Checkpoint:
+        """Sort a state dict of any release into our names.
+
+        Raises ValueError for a config that is not BERT's.
+        """
+        fields = dict(config)
+        kind = fields.pop("model_type", None) or "bert"  # TinyBERT's releases name none
+        if kind not in ("bert", CompactBertConfig.model_type):
+            raise ValueError(f"{source}: model_type {kind!r} is no BERT; expected 'bert' or 'compact_bert'")
+        if fields.get("position_embedding_type", "absolute") != "absolute" or fields.get("is_decoder"):
+            raise ValueError(f"{source}: only encoders with absolute positions can be loaded")
+        weights: dict[str, Tensor] = {}
+        training_only: dict[str, Tensor] = {}
+        for name, tensor in state_dict.items():
+            if BUFFERS.search(name):
+                continue
+            for theirs, ours in RENAMED:
+                name = re.sub(theirs, ours, name)
+            (training_only if TRAINING_ONLY.search(name) else weights)[name] = tensor
+        return cls(fields, weights, source, training_only)
+
+    def model(self, model_class: type[Model], **changes: Any) -> Model:
+        """Build `model_class` with these weights, in float32 and in evaluation mode; a head without weights starts
+        at random, which is logged. `changes` replace config fields.
+
+        Raises ValueError where shapes disagree or weights of the encoder are missing.
+        """
+        known = CompactBertConfig.__dataclass_fields__.keys() | {"num_labels"}
+        fields = {name: value for name, value in self.config.items() if name in known and name != "dtype"}
+        if "classifier.weight" in self.weights and not fields.get("id2label"):
+            fields["num_labels"] = self.weights["classifier.weight"].shape[0]
+        if "num_labels" in changes or "id2label" in changes:
+            for name in ("num_labels", "id2label", "label2id"):
+                fields.pop(name, None)
+        try:
+            config = CompactBertConfig(**{**fields, **changes})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.source}: the config cannot be used: {_sentence(error)}") from error
+        model = model_class(config)
+        self._fill(model, changed=bool(changes))
+        return model.eval()
+
+    def _fill(self, model: PreTrainedModel, changed: bool) -> None:
+        prefix = "bert." if hasattr(model, "bert") else ""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        tied = {tie for tie, to in (model._tied_weights_keys or {}).items() if parameters[tie] is parameters[to]}
+        wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+        given = {name if name.startswith(HEADS) else prefix + name: tensor for name, tensor in self.weights.items()}
+        if "cls.predictions.bias" in given:  # older files have no second name for it
+            given.setdefault("cls.predictions.decoder.bias", given["cls.predictions.bias"])
+        for name in sorted(wanted.keys() & given.keys()):
+            if wanted[name].shape != given[name].shape:
+                remedy = "leave the config as it is" if changed else "config.json and weights do not belong together"
+                raise ValueError(
+                    f"{self.source}: {name} is {tuple(given[name].shape)}, but the config asks for "
+                    f"{tuple(wanted[name].shape)}; {remedy}"
+                )
+        missing = sorted(wanted.keys() - given.keys())
+        lost = [name for name in missing if not name.startswith(HEADS) and ".pooler." not in f".{name}"]
+        if lost:
+            raise ValueError(
+                f"{self.source}: no weights for {lost[0]} and {len(lost) - 1} more; is it a BERT checkpoint?"
+            )
+        if missing:
+            logger.warning("%s: %s start at random", self.source, ", ".join(missing))
+        unused = sorted(given.keys() - wanted.keys() - tied)
+        if unused:
+            logger.info("%s: not needed here: %s", self.source, ", ".join(unused))
+        model.load_state_dict({name: given[name] for name in wanted.keys() & given.keys()}, strict=False)
+
+
+def load(model_class: type[Model], source: str | Path, **changes: Any) -> Model:
+    """A model from a folder or hub id: any BERT checkpoint, or our own. See `Checkpoint.model`."""
+    return read(source).model(model_class, **changes)
+
+
+def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> None:
+    """Write config, weights (safetensors) and, where given, the tokenizer to `folder`: all of them or nothing.
+
+    They are written beside `folder` and then take its place; an older model there is replaced. Raises OSError where
+    they cannot be written, the older model then still stands, and ValueError where `folder` holds something else.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if folder.exists() and not (folder / "config.json").is_file() and not _is_empty(folder):
+        raise ValueError(f"{folder} exists and is no model folder; name another one")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.part", dir=folder.parent) as beside, _without_bars():
+            new, old = Path(beside) / "new", Path(beside) / "old"
+            model.save_pretrained(new)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(new)
+            _replace(folder, new, old)
+    except Exception as error:
+        # the libraries that write have errors of their own, which carry the system's number in their text
+        if not isinstance(error, (OSError, SafetensorError)) and "os error" not in str(error):
+            raise
+        raise OSError(f"{folder} could not be written ({_sentence(error)}); make room and try again") from error
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _replace(folder: Path, new: Path, old: Path) -> None:
+    try:
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+    except BaseException:  # Ctrl-C between the two
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        raise
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def from_tinybert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> CompactBertForSequenceClassification:
+    """A task model of the original TinyBERT or SparseBERT code: a relu stands between pooler and classifier."""
+    return Checkpoint.of(config, state_dict).model(CompactBertForSequenceClassification, pooler_relu=True)
+
+
+def read(source: str | Path) -> Checkpoint:
+    """Config and weights of a folder or hub id.
+
+    Raises FileNotFoundError for a missing folder or file and ValueError for an unreadable one.
+    """
+    folder = local_folder(source)
+    return Checkpoint.of(read_config(folder), _read_weights(folder), str(source))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The fields of config.json; ValueError with line and column where it is no JSON object."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json; expected a model folder as save_pretrained writes it")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: expected a JSON object with the model's fields, found {type(fields).__name__}")
+    return fields
+
+
+def local_folder(source: str | Path) -> Path:
+    """The folder itself, or the downloaded files of a hub id."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not HUB_ID.fullmatch(str(source)):
+        raise FileNotFoundError(f"{source} is no folder; name a model folder or a hub id such as org/model")
+    from huggingface_hub import snapshot_download
+
+    try:
+        fetched = Path(snapshot_download(str(source), allow_patterns=FILES))
+        if not any(fetched.glob("*.safetensors")):
+            fetched = Path(snapshot_download(str(source), allow_patterns=[*FILES, "pytorch_model*.bin"]))
+        return fetched
+    except Exception as error:  # the hub raises a dozen kinds: no network, no such repository, no access
+        raise FileNotFoundError(
+            f"{source} is no folder here and could not be fetched from the hub: {_sentence(error)}"
+        ) from error
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{index} names no weight files ({_sentence(error)}); fetch it again") from error
+            return {key: value for shard in shards for key, value in _read_file(folder / Path(shard).name).items()}
+    raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, though the index beside it names it; fetch the model again")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, EOFError, RuntimeError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({_sentence(error)}); is it complete?") from error
+    except Exception as error:  # pickle's refusals: text, or objects, which would run code
+        raise ValueError(
+            f"{path} is no plain file of tensors and is not loaded: fetch it again if it is incomplete, or convert it "
+            "to safetensors where it comes from"
+        ) from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ValueError(f"{path} holds more than named tensors; expected the state dict of a model")
+    return weights
+
+
+def _sentence(error: BaseException) -> str:
+    """An error of another library on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,130 @@
+"""Run a smaller config inside bigger weights, or take it out as a model of its own.
+
+A subnet uses the leading layers, the leading columns of the hidden axis, the leading rows of the feed-forward, the
+first n heads, and of each of these heads the leading q/n rows. This one rule covers both SuperBERT flavours of
+AutoTinyBERT: MLM keeps the head size and drops heads, KD keeps the heads and shortens each of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .config import PER_LAYER, SHAPE, CompactBertConfig
+
+Rows = int | Tensor  # a leading number of rows, or the rows themselves
+
+# What a subnet may have less of. Everything else of its shape is the supernet's: only so is it the same network in place
+# and taken out.
+ELASTIC = {"num_hidden_layers", "hidden_size", *PER_LAYER, "feed_forward"}
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+class ElasticLinear(nn.Linear):
+    """A linear layer of which a part may be used: as many columns as the input has, and the rows asked for."""
+
+    def forward(self, input: Tensor, rows: Rows | None = None, columns: Rows | None = None) -> Tensor:
+        """input: (..., columns).  Returns (..., rows).  None: all rows; the leading columns that the input has."""
+        weight, bias = self.weight, self.bias
+        if isinstance(columns, Tensor):
+            weight = weight[:, columns]
+        elif input.shape[-1] != weight.shape[1]:
+            weight = weight[:, : input.shape[-1]]
+        if isinstance(rows, Tensor):
+            weight, bias = weight[rows], bias[rows]
+        elif rows is not None and rows != weight.shape[0]:
+            weight, bias = weight[:rows], bias[:rows]
+        return F.linear(input, weight, bias)
+
+
+class ElasticLayerNorm(nn.LayerNorm):
+    """Layer normalisation with the leading entries of its weight and bias: as many as the input is wide."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (..., width).  Returns the same shape."""
+        width = input.shape[-1]
+        return F.layer_norm(input, (width,), self.weight[:width], self.bias[:width], self.eps)
+
+
+def head_rows(supernet: CompactBertConfig, subnet: CompactBertConfig, layer: int) -> Rows:
+    """Which rows of q, k and v (columns of the output projection) the subnet's heads are, in order."""
+    super_heads, heads = (c.per_layer("num_attention_heads")[layer] for c in (supernet, subnet))
+    super_size, size = (c.per_layer("qkv_size")[layer] // n for c, n in ((supernet, super_heads), (subnet, heads)))
+    if size == super_size:
+        return heads * size
+    return (torch.arange(heads)[:, None] * super_size + torch.arange(size)).flatten()
+
+
+def check_fits(supernet: CompactBertConfig, subnet: CompactBertConfig) -> None:
+    """Raise ValueError, naming layer and field, where the subnet needs what the supernet does not have."""
+    for name in SHAPE:
+        if name not in ELASTIC and getattr(subnet, name) != getattr(supernet, name):
+            raise ValueError(
+                f"the subnet's {name} {getattr(subnet, name)!r} is not the supernet's {getattr(supernet, name)!r}; "
+                "make it with changed() of the supernet's config"
+            )
+    for name in ("num_hidden_layers", "hidden_size"):
+        if getattr(subnet, name) > getattr(supernet, name):
+            raise ValueError(
+                f"the subnet's {name} {getattr(subnet, name)} exceeds the supernet's {getattr(supernet, name)}"
+            )
+    for layer in range(subnet.num_hidden_layers):
+        limits = {name: supernet.per_layer(name)[layer] for name in ("num_attention_heads", "intermediate_size")}
+        wanted = {name: subnet.per_layer(name)[layer] for name in limits}
+        qkv = subnet.per_layer("qkv_size")[layer] // wanted["num_attention_heads"]
+        limits["rows per head"] = supernet.per_layer("qkv_size")[layer] // limits["num_attention_heads"]
+        wanted["rows per head"] = qkv
+        for name, limit in limits.items():
+            if wanted[name] > limit:
+                raise ValueError(f"layer {layer}: the subnet's {name} {wanted[name]} exceeds the supernet's {limit}")
+
+
+def extract(model: Model, subnet: CompactBertConfig, layers: Sequence[int] | None = None) -> Model:
+    """A new model of the same class that holds copies of the subnet's weights, heads included.
+
+    layers: the layers of `model`, counted from 0, that become the subnet's; None: the leading ones. Equal bit for bit
+    to running the subnet in place; dtype, device and mode are the model's. Raises ValueError where the subnet does not
+    fit, the layers are not as many as it has, or the labels are not the model's.
+    """
+    supernet: CompactBertConfig = model.config
+    chosen = list(range(subnet.num_hidden_layers)) if layers is None else list(layers)
+    if layers is not None:
+        if len(chosen) != subnet.num_hidden_layers or not all(0 <= i < supernet.num_hidden_layers for i in chosen):
+            raise ValueError(
+                f"layers {chosen} for a subnet of {subnet.num_hidden_layers} layers; give as many, each from 0 to "
+                f"{supernet.num_hidden_layers - 1}"
+            )
+        widths = {name: [supernet.per_layer(name)[i] for i in chosen] for name in PER_LAYER}
+        supernet = supernet.changed(num_hidden_layers=len(chosen), **widths)
+    check_fits(supernet, subnet)
+    if subnet.num_labels != supernet.num_labels:
+        raise ValueError(f"the subnet has {subnet.num_labels} labels, the model {supernet.num_labels}")
+    small = type(model)(copy.deepcopy(subnet)).to(device=model.device, dtype=model.dtype)
+    small.set_attn_implementation(supernet._attn_implementation)
+    big = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, target in small.named_parameters():
+            source = big[re.sub(r"(?<=encoder\.layer\.)\d+", lambda m: str(chosen[int(m[0])]), name)]
+            target.copy_(_part(name, source, target.shape, supernet, subnet))
+    return small.train(model.training)
+
+
+def _part(
+    name: str, source: Tensor, shape: torch.Size, supernet: CompactBertConfig, subnet: CompactBertConfig
+) -> Tensor:
+    in_head = re.search(r"layer\.(\d+)\.attention\.(self\.(query|key|value)|output\.dense)\.(weight|bias)", name)
+    if in_head:
+        rows = head_rows(supernet, subnet, int(in_head[1]))
+        if isinstance(rows, Tensor) and in_head[3]:
+            source = source[rows]
+        elif isinstance(rows, Tensor) and in_head[4] == "weight":
+            source = source[:, rows]
+    return source[tuple(slice(length) for length in shape)]

@@ -1,0 +1,79 @@
+"""Models for the world outside: plain transformers BERT where the shape allows it, and ONNX."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import BertConfig, PreTrainedModel
+
+from .config import PER_LAYER, CompactBertConfig
+
+
+def bert_config(config: CompactBertConfig) -> BertConfig:
+    """The same shape as a `BertConfig`; ValueError names the first field that plain BERT cannot express."""
+    plain = {name: config.per_layer(name) for name in PER_LAYER}
+    for name, values in plain.items():
+        if len(set(values)) > 1:
+            raise ValueError(f"plain BERT has one {name} for all layers, this model has {values}; save it as it is")
+    if plain["qkv_size"][0] != config.hidden_size:
+        raise ValueError(
+            f"plain BERT needs qkv_size equal to hidden_size {config.hidden_size}, this model has "
+            f"{plain['qkv_size'][0]}; save it as it is"
+        )
+    for name, expected in (("feed_forward", None), ("embedding", "bert"), ("pooler_relu", False)):
+        if getattr(config, name) != expected:
+            raise ValueError(f"plain BERT has no {name} {getattr(config, name)!r}; save the model as it is")
+    shared = BertConfig.__dataclass_fields__.keys() & CompactBertConfig.__dataclass_fields__.keys()
+    fields = {name: getattr(config, name) for name in shared - {"architectures", "transformers_version"}}
+    fields |= {name: plain[name][0] for name in ("num_attention_heads", "intermediate_size")}
+    return BertConfig(**fields)
+
+
+def to_bert(model: PreTrainedModel) -> PreTrainedModel:
+    """The transformers model (`BertForSequenceClassification`, …) with the same weights, dtype and numbers."""
+    twin = getattr(transformers, type(model).__name__.replace("CompactBert", "Bert"))(bert_config(model.config))
+    twin.to(device=model.device, dtype=model.dtype).load_state_dict(model.state_dict())
+    return twin.train(model.training)
+
+
+def to_onnx(model: PreTrainedModel, path: Path) -> None:
+    """Write an ONNX graph with dynamic batch and length.
+
+    Inputs input_ids, attention_mask and token_type_ids, int64 (batch, sequence); outputs are the model's, by name:
+    logits, start_logits and end_logits, last_hidden_state, … Needs the extra `export`.
+    """
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in names)
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    model = copy.deepcopy(model).cpu().eval()
+    with torch.no_grad():
+        outputs = [name for name, value in model(*example).items() if isinstance(value, torch.Tensor)]
+        program = torch.onnx.export(
+            _Tuple(model, outputs).eval(),
+            example,
+            input_names=names,
+            output_names=outputs,
+            dynamic_shapes={"inputs": tuple({0: batch, 1: sequence} for _ in names)},
+            dynamo=True,
+            verbose=False,
+        )
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        program.save(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+class _Tuple(torch.nn.Module):  # the exporter wants plain tensors in and out
+    def __init__(self, model: PreTrainedModel, outputs: list[str]):
+        super().__init__()
+        self.model, self.outputs = model, outputs
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = self.model(*inputs)
+        return tuple(output[name] for name in self.outputs)
