@@ -1,0 +1,113 @@
+"""Two-step task distillation: first the layers in between, then the answers (TinyBERT, sections 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .loop import Batch, Losses
+from .losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
+
+
+def uniform_mapping(student_layers: int, teacher_layers: int) -> list[int]:
+    """Teacher hidden state for each student hidden state, 0 being the embedding's output: [0, r, 2r, …].
+
+    Raises ValueError where the teacher's layers are no multiple of the student's.
+    """
+    if teacher_layers % student_layers:
+        raise ValueError(
+            f"{teacher_layers} teacher layers are no multiple of {student_layers} student layers; give layer_mapping, "
+            "for each student layer the teacher layer it learns from"
+        )
+    ratio = teacher_layers // student_layers
+    return [i * ratio for i in range(student_layers + 1)]
+
+
+def check_mapping(mapping: Sequence[int], student_layers: int, teacher_layers: int) -> None:
+    """Raise ValueError unless `mapping` names a teacher hidden state for each of the student's, 0 for the first."""
+    layers = list(mapping)[1:]
+    if list(mapping)[:1] != [0] or len(layers) != student_layers or not all(1 <= t <= teacher_layers for t in layers):
+        raise ValueError(
+            f"layer mapping {list(mapping)} for {student_layers} student and {teacher_layers} teacher layers; expected "
+            f"{student_layers + 1} numbers: 0 for the embedding, then one from 1 to {teacher_layers} per student layer"
+        )
+
+
+def projection(student_width: int, teacher_width: int) -> nn.Linear | None:
+    """The learned map from student to teacher hidden states; None for equal widths, which are compared as they are."""
+    return None if student_width == teacher_width else nn.Linear(student_width, teacher_width)
+
+
+def check_heads(student: Any, teacher: Any, mapping: Sequence[int]) -> None:
+    """Raise ValueError, naming the layer, where a layer has other attention heads than the one it learns from.
+
+    student, teacher: their configs.
+    """
+    own, theirs = (config.per_layer("num_attention_heads") for config in (student, teacher))
+    for layer, target in enumerate(list(mapping)[1:]):
+        if own[layer] != theirs[target - 1]:
+            raise ValueError(
+                f"student layer {layer + 1} has {own[layer]} attention heads, teacher layer {target} has "
+                f"{theirs[target - 1]}; attention is compared head by head, so give the student as many"
+            )
+
+
+def inputs(batch: Batch) -> Batch:
+    """The batch without its labels."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def intermediate(student: nn.Module, teacher: nn.Module, mapping: Sequence[int], project: nn.Module | None) -> Losses:
+    """Losses of the first step: attention scores and hidden states. The teacher is in evaluation mode throughout.
+
+    Raises ValueError where the mapping, the heads or, without `project`, the widths do not go together.
+    """
+    check_mapping(mapping, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    check_heads(student.config, teacher.config, mapping)
+    if project is None and student.config.hidden_size != teacher.config.hidden_size:
+        raise ValueError(
+            f"hidden_size is {student.config.hidden_size} in the student and {teacher.config.hidden_size} in the "
+            "teacher; a projection is needed between them"
+        )
+    teacher.eval()
+
+    def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        asked = {"output_hidden_states": True, "output_attention_scores": True}
+        with torch.no_grad():
+            target = teacher.base_model(**inputs(batch), **asked)
+        own = student.base_model(**inputs(batch), **asked)
+        attention = attention_score_mse(own.attention_scores, target.attention_scores, mapping)
+        hidden = hidden_state_mse(own.hidden_states, target.hidden_states, mapping, project)
+        return {"loss": attention + hidden, "attention_loss": attention.detach(), "hidden_loss": hidden.detach()}
+
+    return losses
+
+
+def check_labels(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise ValueError where student and teacher do not have the same number of labels."""
+    own, theirs = (model.config.num_labels for model in (student, teacher))
+    if own != theirs:
+        raise ValueError(f"the student has {own} labels and the teacher {theirs}; fine-tune the teacher on this task")
+
+
+def prediction(student: nn.Module, teacher: nn.Module, temperature: float = 1.0) -> Losses:
+    """Losses of the second step: the teacher's answers; for regression the gold scores, as TinyBERT does.
+
+    Raises ValueError where student and teacher do not have the same number of labels.
+    """
+    check_labels(student, teacher)
+    teacher.eval()
+
+    def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        logits = student(**inputs(batch)).logits
+        if student.config.num_labels == 1:
+            return {"loss": F.mse_loss(logits.squeeze(-1), batch["labels"].to(logits.dtype))}
+        with torch.no_grad():
+            target = teacher(**inputs(batch)).logits
+        return {"loss": soft_cross_entropy(logits, target, temperature)}
+
+    return losses

@@ -1,0 +1,50 @@
+"""How far, how fast, how long still: a bar by hand, plain lines every 15 s where nobody watches."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from tqdm.auto import tqdm
+
+HEADLESS = "COMPRESSKIT_HEADLESS"  # set by the runner
+LINE_SECONDS = 15.0
+
+
+class Progress:
+    """`with Progress("distill", total) as progress: progress.at(step, loss=…)`; `start` steps were done before."""
+
+    def __init__(self, label: str, total: int, start: int = 0):
+        self.label, self.total, self.start = label, total, start
+        self._bar: Any = None
+        if not os.environ.get(HEADLESS):
+            self._bar = tqdm(total=total, initial=start, desc=label, mininterval=0.5)
+        self._begun = self._spoken = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def at(self, step: int, **numbers: float) -> None:
+        """Report that `step` of `total` steps are done, with the numbers of the moment."""
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()}, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._spoken < LINE_SECONDS and step < self.total:
+            return
+        self._spoken = now
+        seconds = (now - self._begun) / max(1, step - self.start)
+        left = tqdm.format_interval(seconds * (self.total - step))
+        shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
+        line = f"{self.label}: {step} of {self.total}, {seconds:.3g} s each, {left} left{shown}"
+        print(line, file=sys.stdout, flush=True)
