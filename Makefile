@@ -17,11 +17,11 @@ $(SETUP): pyproject.toml constraints.txt
 
 demo: $(SETUP)  ## the main job on bundled data, about 6 minutes on 2 cores
 	$(BIN)/compresskit pipeline params/pipelines/demo.yaml
-	$(BIN)/compresskit compare sst2 --pipeline demo --at-least models=6 --at-least front=3 \
+	$(BIN)/compresskit compare sst2-bundled --at-least models=6 --at-least front=3 \
 		--at-least points_over_majority=20 --at-least latency_ratio=3 --at-least traceable=1
 
 test: $(SETUP)  ## no network, no browser, under 15 minutes on 2 cores
-	$(BIN)/pytest -n 2 --dist worksteal -m "not long"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not long"
 
 test-long: $(SETUP)  ## browser, fault injection, whole pipelines; under 75 minutes
 	$(BIN)/pytest -m long

@@ -25,7 +25,12 @@ class Float32Matmul:
 
 
 def choose_float32_matmul() -> Float32Matmul:
-    """Switch this process to oneDNN where the error stays below `MAX_RELATIVE_ERROR`; say what was chosen."""
+    """Switch this process to oneDNN where the error stays below `MAX_RELATIVE_ERROR`; say what was chosen.
+
+    With a GPU nothing is changed: there the same switch rounds to bfloat16.
+    """
+    if torch.cuda.is_available():
+        return Float32Matmul(torch.get_float32_matmul_precision(), relative_error(), "left as it is for the GPU")
     torch.set_float32_matmul_precision("medium")
     error = relative_error()
     if error < MAX_RELATIVE_ERROR:

@@ -1,7 +1,7 @@
 """The one encoder: BERT whose widths and depth are numbers in its config, and whose parts can run alone.
 
-Shapes: B batch, S sequence, H hidden_size, A heads, D rows per head (qkv_size = A·D), F intermediate_size, V vocabulary,
-C classes. Parameter names are those of transformers' BERT, so that its checkpoints need no translation.
+Shapes: B batch, S sequence, H hidden_size, A heads, D rows per head (qkv_size = A·D), F intermediate_size,
+V vocabulary, C classes. Parameter names are those of transformers' BERT, so that its checkpoints need no translation.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Layer(nn.Module):
     def forward(
         self, hidden: Tensor, mask: Tensor | None, shape: CompactBertConfig, explicit: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """hidden: (B, S, H) of the config `shape`.  Returns the new states, and scores and probabilities if explicit."""
+        """hidden: (B, S, H) of the config `shape`.  Returns the states, and scores and probabilities if `explicit`."""
         rows = head_rows(self.config, shape, self.index)
         if isinstance(rows, Tensor):
             rows = rows.to(hidden.device)
@@ -169,12 +169,25 @@ class Pooler(nn.Module):
         return self.dense(hidden[:, 0], hidden.shape[-1]).tanh()
 
 
+def _fused_attention_is_slow(device: torch.device) -> bool:
+    """Torch's fused attention on the CPU multiplies small blocks, for which oneDNN ("medium") takes 3 times as long.
+
+    The explicit form is then the faster one at every length (benchmarks/float32_matmul).
+    """
+    return device.type == "cpu" and torch.get_float32_matmul_precision() != "highest"
+
+
 class CompactBertPreTrainedModel(PreTrainedModel):
     """What all heads share: config class, initialisation, attention choice."""
 
+    config: CompactBertConfig
     config_class = CompactBertConfig
     base_model_prefix = "bert"
     _supports_sdpa = True
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:  # transformers guesses it from the source, and guesses wrong
+        return True
 
 
 class CompactBertModel(CompactBertPreTrainedModel):
@@ -198,7 +211,7 @@ class CompactBertModel(CompactBertPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the word vectors."""
-        self.embeddings.word_embeddings = value
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
     @can_return_tuple
     def forward(
@@ -232,9 +245,13 @@ class CompactBertModel(CompactBertPreTrainedModel):
             )
         want_hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = config.output_attentions if output_attentions is None else output_attentions
-        explicit = want_attentions or output_attention_scores or config._attn_implementation == "eager"
         if faithful:
             attention_mask, token_type_ids = token_type_ids, attention_mask
+        asked = want_attentions or output_attention_scores or config._attn_implementation == "eager"
+        explicit = asked or _fused_attention_is_slow(input_ids.device)
+        if torch.is_grad_enabled() and attention_mask is not None and not explicit:
+            # torch's fused attention on the CPU has wrong gradients for a row without any real token
+            explicit = not bool(attention_mask.any(-1).all())
 
         hidden = self.embeddings(input_ids, token_type_ids, shape.hidden_size)
         mask = original_mask = None
@@ -249,7 +266,8 @@ class CompactBertModel(CompactBertPreTrainedModel):
             all_hidden.append(hidden)
             if output_attention_scores:
                 all_scores.append(scores if original_mask is None else scores + original_mask)
-            all_attentions.append(probabilities)
+            if want_attentions:  # kept only where asked for: (B, A, S, S) per layer
+                all_attentions.append(probabilities)
         return EncoderOutput(
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),

@@ -42,6 +42,7 @@ TRAINING_ONLY = re.compile(r"(^|\.)(fit_dense|fit_denses\.\d+|dense_fit)\.")  # 
 BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
 HEADS = ("cls.", "classifier.", "qa_outputs.")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+LABELS = {"num_labels", "id2label", "label2id"}
 FILES = ["*.json", "*.safetensors", "vocab.txt"]
 
 
@@ -88,15 +89,14 @@ class Checkpoint:
         fields = {name: value for name, value in self.config.items() if name in known and name != "dtype"}
         if "classifier.weight" in self.weights and not fields.get("id2label"):
             fields["num_labels"] = self.weights["classifier.weight"].shape[0]
-        if "num_labels" in changes or "id2label" in changes:
-            for name in ("num_labels", "id2label", "label2id"):
-                fields.pop(name, None)
+        if not LABELS.isdisjoint(changes):
+            fields = {name: value for name, value in fields.items() if name not in LABELS}
         try:
             config = CompactBertConfig(**{**fields, **changes})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.source}: the config cannot be used: {_sentence(error)}") from error
         model = model_class(config)
-        self._fill(model, changed=bool(changes))
+        self._fill(model, changed=not changes.keys() <= LABELS)
         return model.eval()
 
     def _fill(self, model: PreTrainedModel, changed: bool) -> None:

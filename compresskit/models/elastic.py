@@ -7,10 +7,9 @@ AutoTinyBERT: MLM keeps the head size and drops heads, KD keeps the heads and sh
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,8 @@ from .config import PER_LAYER, SHAPE, CompactBertConfig
 
 Rows = int | Tensor  # a leading number of rows, or the rows themselves
 
-# What a subnet may have less of. Everything else of its shape is the supernet's: only so is it the same network in place
-# and taken out.
+# What a subnet may have less of. Everything else of its shape is the supernet's: only so is it the same network in
+# place and taken out.
 ELASTIC = {"num_hidden_layers", "hidden_size", *PER_LAYER, "feed_forward"}
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -33,7 +32,8 @@ class ElasticLinear(nn.Linear):
 
     def forward(self, input: Tensor, rows: Rows | None = None, columns: Rows | None = None) -> Tensor:
         """input: (..., columns).  Returns (..., rows).  None: all rows; the leading columns that the input has."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if isinstance(columns, Tensor):
             weight = weight[:, columns]
         elif input.shape[-1] != weight.shape[1]:
@@ -42,6 +42,9 @@ class ElasticLinear(nn.Linear):
             weight, bias = weight[rows], bias[rows]
         elif rows is not None and rows != weight.shape[0]:
             weight, bias = weight[:rows], bias[:rows]
+        if not weight.is_contiguous() and input.numel() == input.shape[-1]:
+            # one row alone is summed in an order that depends on the weight's layout; an extracted layer is compact
+            weight = weight.contiguous()
         return F.linear(input, weight, bias)
 
 
@@ -94,7 +97,7 @@ def extract(model: Model, subnet: CompactBertConfig, layers: Sequence[int] | Non
     to running the subnet in place; dtype, device and mode are the model's. Raises ValueError where the subnet does not
     fit, the layers are not as many as it has, or the labels are not the model's.
     """
-    supernet: CompactBertConfig = model.config
+    supernet = cast(CompactBertConfig, model.config)
     chosen = list(range(subnet.num_hidden_layers)) if layers is None else list(layers)
     if layers is not None:
         if len(chosen) != subnet.num_hidden_layers or not all(0 <= i < supernet.num_hidden_layers for i in chosen):
@@ -107,8 +110,8 @@ def extract(model: Model, subnet: CompactBertConfig, layers: Sequence[int] | Non
     check_fits(supernet, subnet)
     if subnet.num_labels != supernet.num_labels:
         raise ValueError(f"the subnet has {subnet.num_labels} labels, the model {supernet.num_labels}")
-    small = type(model)(copy.deepcopy(subnet)).to(device=model.device, dtype=model.dtype)
-    small.set_attn_implementation(supernet._attn_implementation)
+    small = type(model)(subnet.changed(attn_implementation=supernet._attn_implementation))
+    small.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]  # transformers' wrapper hides `self`
     big = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, target in small.named_parameters():

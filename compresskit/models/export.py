@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import BertConfig, PreTrainedModel
 
+from .bert import CompactBertPreTrainedModel
 from .config import PER_LAYER, CompactBertConfig
 
 
@@ -28,19 +29,22 @@ def bert_config(config: CompactBertConfig) -> BertConfig:
         if getattr(config, name) != expected:
             raise ValueError(f"plain BERT has no {name} {getattr(config, name)!r}; save the model as it is")
     shared = BertConfig.__dataclass_fields__.keys() & CompactBertConfig.__dataclass_fields__.keys()
-    fields = {name: getattr(config, name) for name in shared - {"architectures", "transformers_version"}}
+    fields = {name: getattr(config, name) for name in shared - {"model_type", "architectures", "transformers_version"}}
     fields |= {name: plain[name][0] for name in ("num_attention_heads", "intermediate_size")}
     return BertConfig(**fields)
 
 
-def to_bert(model: PreTrainedModel) -> PreTrainedModel:
+def to_bert(model: CompactBertPreTrainedModel) -> PreTrainedModel:
     """The transformers model (`BertForSequenceClassification`, …) with the same weights, dtype and numbers."""
-    twin = getattr(transformers, type(model).__name__.replace("CompactBert", "Bert"))(bert_config(model.config))
+    config = bert_config(model.config)
+    if hasattr(model, "qa_outputs"):
+        config.num_labels = 2  # start and end; ours has two whatever labels its config names
+    twin = getattr(transformers, type(model).__name__.replace("CompactBert", "Bert"))(config)
     twin.to(device=model.device, dtype=model.dtype).load_state_dict(model.state_dict())
     return twin.train(model.training)
 
 
-def to_onnx(model: PreTrainedModel, path: Path) -> None:
+def to_onnx(model: CompactBertPreTrainedModel, path: Path) -> None:
     """Write an ONNX graph with dynamic batch and length.
 
     Inputs input_ids, attention_mask and token_type_ids, int64 (batch, sequence); outputs are the model's, by name:
@@ -62,6 +66,7 @@ def to_onnx(model: PreTrainedModel, path: Path) -> None:
             verbose=False,
         )
     unfinished = path.with_name(path.name + ".part")
+    assert program is not None
     try:
         program.save(unfinished)
         os.replace(unfinished, path)

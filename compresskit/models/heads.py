@@ -97,7 +97,10 @@ class Predictions(nn.Module):
 
 
 class PreTrainingHeads(nn.Module):
-    """Masked LM and, where asked for, next sentence."""
+    """Masked LM and next sentence, those that are asked for."""
+
+    predictions: Any  # None where not asked for
+    seq_relationship: Any
 
     def __init__(self, config: CompactBertConfig, predictions: bool, next_sentence: bool):
         super().__init__()
@@ -221,7 +224,7 @@ class CompactBertForSequenceClassification(CompactBertPreTrainedModel):
         self.bert = CompactBertModel(config)
         rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.dropout = nn.Dropout(rate)
-        self.classifier = ElasticLinear(config.hidden_size, config.num_labels)
+        self.classifier = ElasticLinear(config.hidden_size, config.num_labels)  # type: ignore[arg-type]
         self.post_init()
 
     @can_return_tuple
@@ -233,7 +236,7 @@ class CompactBertForSequenceClassification(CompactBertPreTrainedModel):
         labels: Tensor | None = None,
         **encoder: Any,
     ) -> HeadOutput:
-        """labels: (B,), class indices, or scores where the config has one label (the loss is then the squared error)."""
+        """labels: (B,), class indices, or scores where the config has one label (the loss is the squared error)."""
         encoded = self.bert(input_ids, attention_mask, token_type_ids, **encoder)
         pooled = encoded.pooler_output
         if self.config.pooler_relu:
@@ -272,13 +275,11 @@ class CompactBertForQuestionAnswering(CompactBertPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             outside = start.shape[1]
-            loss = (
-                sum(
-                    F.cross_entropy(logits, positions.clamp(0, outside), ignore_index=outside)
-                    for logits, positions in ((start, start_positions), (end, end_positions))
-                )
-                / 2
+            start_loss, end_loss = (
+                F.cross_entropy(logits, positions.clamp(0, outside), ignore_index=outside)
+                for logits, positions in ((start, start_positions), (end, end_positions))
             )
+            loss = (start_loss + end_loss) / 2
         return QuestionAnsweringOutput(loss, start, end, **_rest(encoded))
 
 

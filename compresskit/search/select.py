@@ -41,7 +41,7 @@ def choose(
     count: int,
     rng: Random,
     rule: Callable[[CompactBertConfig], bool] = anything,
-    max_attempts: int = 10_000,
+    max_attempts: int = 100_000,
     max_timed: int = 500,
 ) -> list[Candidate]:
     """`count` different architectures that obey `rule` and the limit, the best score first.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .loop import Batch, Losses
 from .losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
@@ -61,7 +62,9 @@ def inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
 
-def intermediate(student: nn.Module, teacher: nn.Module, mapping: Sequence[int], project: nn.Module | None) -> Losses:
+def intermediate(
+    student: PreTrainedModel, teacher: PreTrainedModel, mapping: Sequence[int], project: nn.Module | None
+) -> Losses:
     """Losses of the first step: attention scores and hidden states. The teacher is in evaluation mode throughout.
 
     Raises ValueError where the mapping, the heads or, without `project`, the widths do not go together.
@@ -87,14 +90,14 @@ def intermediate(student: nn.Module, teacher: nn.Module, mapping: Sequence[int],
     return losses
 
 
-def check_labels(student: nn.Module, teacher: nn.Module) -> None:
+def check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raise ValueError where student and teacher do not have the same number of labels."""
     own, theirs = (model.config.num_labels for model in (student, teacher))
     if own != theirs:
         raise ValueError(f"the student has {own} labels and the teacher {theirs}; fine-tune the teacher on this task")
 
 
-def prediction(student: nn.Module, teacher: nn.Module, temperature: float = 1.0) -> Losses:
+def prediction(student: PreTrainedModel, teacher: PreTrainedModel, temperature: float = 1.0) -> Losses:
     """Losses of the second step: the teacher's answers; for regression the gold scores, as TinyBERT does.
 
     Raises ValueError where student and teacher do not have the same number of labels.

@@ -71,7 +71,7 @@ def fit(
             grad_norm = float(nn.utils.clip_grad_norm_(trained, max_norm=1.0))
             if not math.isfinite(grad_norm):
                 raise FloatingPointError(f"the gradient is {grad_norm} at step {step} of {label}; lower learning_rate")
-            learning_rate = scheduler.get_last_lr()[0]  # of this step
+            learning_rate = float(scheduler.get_last_lr()[0])  # of this step
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from .loop import Batch, Losses
 
@@ -18,7 +19,7 @@ def whole_network(step: int) -> Sequence[None]:
     return (None,)
 
 
-def masked_lm(model: nn.Module, mask: Mask, labelled_loss: Callable, subnets: Subnets = whole_network) -> Losses:
+def masked_lm(model: PreTrainedModel, mask: Mask, labelled_loss: Callable, subnets: Subnets = whole_network) -> Losses:
     """Losses of masked-LM training. Each epoch sees fresh masks, for they are drawn per step.
 
     The decoder runs on labelled positions only (`labelled_loss(predictions, hidden, labels)`). With several subnets per
@@ -31,8 +32,8 @@ def masked_lm(model: nn.Module, mask: Mask, labelled_loss: Callable, subnets: Su
         chosen = subnets(step)
         total = input_ids.new_zeros((), dtype=next(model.parameters()).dtype)
         for subnet in chosen:
-            encoded = model.bert(input_ids, batch["attention_mask"], batch["token_type_ids"], subnet=subnet)
-            loss = labelled_loss(model.cls.predictions, encoded.last_hidden_state, labels)
+            encoded = model.base_model(input_ids, batch["attention_mask"], batch["token_type_ids"], subnet=subnet)
+            loss = labelled_loss(model.get_submodule("cls.predictions"), encoded.last_hidden_state, labels)
             if subnet is None and len(chosen) > 1:
                 values["loss_whole"] = loss.detach()
             total = total + loss / len(chosen)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from .distill import check_heads, check_labels, inputs
 from .loop import Batch, Losses
 from .losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
 
 
-def all_layers(student: nn.Module, teacher: nn.Module, temperature: float = 1.0) -> Losses:
+def all_layers(student: PreTrainedModel, teacher: PreTrainedModel, temperature: float = 1.0) -> Losses:
     """Hidden states, attention scores and answers of a teacher of the same shape, weights 1.
 
     Raises ValueError where student and teacher differ in depth, width, heads or labels.

@@ -79,13 +79,14 @@ class TrainingState:
                 os.fsync(file.fileno())
             os.replace(self._unfinished, self.path)
         except (OSError, RuntimeError) as error:  # torch answers the system's error with one of its own
-            with contextlib.suppress(OSError):
-                self._unfinished.unlink(missing_ok=True)
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             raise OSError(
                 f"{self.path} could not be written ({str(reason).splitlines()[0]}); make room and run the same command "
                 "again: it goes on from the last save"
             ) from error
+        finally:  # gone already unless something failed or Ctrl-C came
+            with contextlib.suppress(OSError):
+                self._unfinished.unlink(missing_ok=True)
         self._last = time.monotonic()
 
     def discard(self) -> None:

@@ -1,0 +1,183 @@
+"""The command line.  Every command imports what it needs when it runs: `--help` must answer at once."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+app = typer.Typer(
+    help="Make BERT-class encoders small and fast, and see what each step cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Changes = Annotated[list[str] | None, Option("--set", metavar="NAME=VALUE", help="Replace one value; repeatable.")]
+Debug = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]
+
+
+def plainly(command: Callable[..., None]) -> Callable[..., None]:
+    """An error as one line on stderr.  Exit code 2 for parameters, 130 when stopped, 1 for the rest."""
+
+    @wraps(command)
+    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        try:
+            command(*args, debug=debug, **kwargs)
+        except KeyboardInterrupt as error:
+            say(str(error) or "stopped")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # `compresskit … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exception(error)
+            expected = isinstance(error, ValueError | OSError) or hasattr(error, "exit_code")
+            say(f"{error}" if expected else f"{type(error).__name__}: {error} (--debug shows where)")
+            raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+    return run
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    typer.echo(f"compresskit: {' '.join(text.split())}", err=True)
+
+
+@app.command()
+@plainly
+def run(
+    stage: Annotated[str, Argument(help="Notebook to run: pretrain, finetune, evaluate, search, distill, prune, …")],
+    params: Annotated[Path | None, Option("--params", "-p", help="YAML with that stage's parameters.")] = None,
+    change: Changes = None,
+    deadline: Annotated[float | None, Option(help="Stop the notebook after this many seconds.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run one stage's notebook and record it in MLflow."""
+    from compresskit import running
+
+    done = running.run_stage(stage, params, change or [], deadline_s=deadline)
+    typer.echo(f"{stage}: {done.seconds:.0f} s, run {done.run_id}, executed notebook {done.notebook}")
+
+
+@app.command()
+@plainly
+def pipeline(
+    file: Annotated[Path, Argument(help="A file of params/pipelines.")],
+    change: Changes = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print steps, parameters and estimated hours.")] = False,
+    restart: Annotated[bool, Option("--restart", help="Do not go on with an unfinished call.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run stages in order; after a failure or a stop the next call goes on with the first unfinished one."""
+    from compresskit import running
+
+    running.run_pipeline(file, change or [], dry_run=dry_run, restart=restart)
+
+
+@app.command()
+@plainly
+def compare(
+    task: Annotated[str | None, Argument(help="All tasks with results when none is named.")] = None,
+    at_least: Annotated[list[str] | None, Option(metavar="NAME=NUMBER", help="Exit 1 when a measure is below.")] = None,
+    out: Annotated[Path | None, Option(help="Where the Pareto plot goes.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Print a task's leaderboard as a table, save its Pareto plot, check bounds."""
+    from compresskit import running
+    from compresskit.stages import compare as stage
+
+    bounds = dict(bound(text) for text in at_least or [])
+    tasks = [task] if task else running.leaderboard_tasks()
+    if not tasks:
+        raise ValueError("there are no results yet; run a pipeline or the stage evaluate first")
+    for name in tasks:
+        stage.compare(name, bounds, out or running.plot_path(name))
+
+
+@app.command()
+@plainly
+def export(
+    model: Annotated[str, Argument(help="runs:/<id>/model, models:/<name>@<alias>, or a folder.")],
+    out: Annotated[Path, Argument(help="New folder.")],
+    format: Annotated[str, Option(help="bert (plain transformers) or onnx.")] = "bert",
+    debug: Debug = False,
+) -> None:
+    """Write a model for use without compresskit."""
+    from compresskit.stages import export as stage
+
+    stage.export_model(model, out, format)
+    typer.echo(f"{model} as {format}: {out}")
+
+
+@app.command()
+@plainly
+def report(
+    task: Annotated[str, Argument(help="A leaderboard.")],
+    out: Annotated[Path, Argument(help="Markdown file; its data and plots go beside it.")],
+    command: Annotated[str, Option(help="How the runs were made, for the reader to repeat.")] = "",
+    debug: Debug = False,
+) -> None:
+    """Write a page of results from the newest evaluation of a task."""
+    from compresskit.stages import report as stage
+
+    stage.report(task, out, command)
+    typer.echo(f"{task}: {out}")
+
+
+@app.command()
+@plainly
+def ui(port: Annotated[int, Option(help="On 127.0.0.1.")] = 5000, debug: Debug = False) -> None:
+    """Open the MLflow UI on this machine: leaderboards, runs, artifacts."""
+    from compresskit import running
+
+    raise typer.Exit(running.serve(port))
+
+
+@app.command()
+@plainly
+def reap(
+    host: Annotated[str | None, Option(help="A machine that is known to be down.")] = None, debug: Debug = False
+) -> None:
+    """Mark runs KILLED that say RUNNING while their process is gone."""
+    from compresskit import running
+
+    runs = running.reap(host)
+    typer.echo(f"{len(runs)} runs closed" + "".join(f"\n  {run_id}" for run_id in runs))
+
+
+@app.command()
+@plainly
+def doctor(debug: Debug = False) -> None:
+    """Print versions, kernels and the store; exit 1 when something is missing."""
+    from compresskit import running
+
+    wrong = running.doctor()
+    for sentence in wrong:
+        say(sentence)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def bound(text: str) -> tuple[str, float]:
+    """NAME=NUMBER."""
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise ValueError(f"--at-least {text}: expected NAME=NUMBER") from None
+
+
+def main() -> None:
+    """Entry point of the command `compresskit`."""
+    app(prog_name="compresskit")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The pictures of all stages, in one style: each function takes data and returns a figure of notebook width."""
+
+import io
+from collections.abc import Callable, Sequence
+from functools import wraps
+from math import ceil
+from typing import ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+from compresskit.evaluation.labels import place_labels
+from compresskit.evaluation.pareto import front
+from compresskit.evaluation.sparsity import SparsityReport
+
+# seaborn's "colorblind" palette; a marker beside each colour, so that a grey print tells them apart too
+COLORS = {
+    "tinybert": "#0173b2",
+    "autotinybert": "#de8f05",
+    "efficientbert": "#029e73",
+    "sparsebert": "#d55e00",
+    "dynamic_tinybert": "#cc78bc",
+    "combined": "#56b4e9",
+    "baseline": "#6e6e6e",
+}
+MARKERS = dict(zip(COLORS, [("o", 8), ("s", 7), ("D", 7), ("^", 8), ("v", 8), ("P", 9), ("*", 13)], strict=True))
+GREY = "#949494"
+AXIS_LABELS = {
+    "latency_p50_ms": "median latency (ms)",
+    "latency_p95_ms": "95th percentile of latency (ms)",
+    "params_m": "parameters (million)",
+    "disk_mb": "size on disk (MB)",
+    "gflops": "operations per example (GFLOP)",
+    "sparsity_pct": "zeros among the prunable weights (%)",
+}
+LABELLED = 16  # points that still have room for their names
+P = ParamSpec("P")
+
+
+class Chart(Figure):
+    """A figure that pyplot does not know (nothing to close) and that a notebook shows as the value of a cell."""
+
+    def __init__(self, width: float = 7.0, height: float = 4.3):
+        super().__init__(figsize=(width, height), dpi=110, layout="constrained")
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
+def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw with the house style, and leave matplotlib's settings as they were."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        style = sns.axes_style("whitegrid", {"axes.edgecolor": "0.4", "grid.color": "0.9"})
+        with mpl.rc_context({**style, **sns.plotting_context("notebook", font_scale=0.85)}):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
+def learning_curve(history: pd.DataFrame, keys: Sequence[str] | None = None) -> Figure:
+    """One panel per metric over the optimizer steps; train/loss and eval/loss share one.
+
+    history: columns step, key, value.  keys: which of them, in which order; None: all. Curves of more than 200 points
+    are drawn faint, with their running mean over 2 % of the points on top.
+    """
+    history = history.dropna(subset=["value"])
+    found = list(dict.fromkeys(history["key"]))
+    missing = set(keys or ()) - set(found)
+    if missing or not found:
+        raise ValueError(f"the history has no values of {min(missing) if missing else 'any key'}; it has {found}")
+    panels: dict[str, list[str]] = {}
+    for key in keys or found:
+        panels.setdefault(key.rpartition("/")[2], []).append(key)
+    origins = list(dict.fromkeys(key.rpartition("/")[0] for key in keys or found))
+    colors = dict(zip(origins, sns.color_palette("colorblind", len(origins)), strict=True))
+
+    columns = min(len(panels), 2)
+    figure = Chart(height=max(4.3, 2.5 * ceil(len(panels) / columns)))
+    grid = figure.subplots(ceil(len(panels) / columns), columns, squeeze=False).ravel()
+    for ax, (metric, members) in zip(grid, panels.items(), strict=False):
+        for key in members:
+            origin = key.rpartition("/")[0]
+            _curve(ax, history[history["key"] == key].sort_values("step"), colors[origin], origin)
+        ax.set(xlabel="optimizer step", ylabel=metric.replace("_", " "))
+        if any(key.rpartition("/")[0] for key in members):
+            ax.legend(frameon=False)
+    for ax in grid[len(panels) :]:
+        ax.remove()
+    return figure
+
+
+def _curve(ax: Axes, rows: pd.DataFrame, color: tuple, label: str) -> None:
+    if len(rows) > 200:
+        ax.plot(rows["step"], rows["value"], color=color, alpha=0.25, linewidth=0.8)
+        mean = rows["value"].rolling(len(rows) // 50, center=True, min_periods=1).mean()
+        ax.plot(rows["step"], mean, color=color, label=f"{label} (running mean)")
+    else:
+        ax.plot(
+            rows["step"], rows["value"], color=color, label=label, marker="o" if len(rows) <= 30 else "", markersize=4
+        )
+
+
+@_styled
+def pareto_plot(rows: pd.DataFrame, cost: str = "latency_p50_ms") -> Figure:
+    """Score against cost, with the front as a line: the best score to be had at that cost.
+
+    rows: columns name, system, score_pct, the cost, and, where there is an interval, low_pct and high_pct. Every point
+    is named, above 16 points only those of the front. A cost that spans more than a factor of 8 gets a log axis.
+    """
+    unknown = sorted(set(rows["system"]) - set(COLORS))
+    if unknown:
+        raise ValueError(f"unknown system {unknown[0]!r}; known systems: {', '.join(COLORS)}")
+    x, y = rows[cost].to_numpy(float), rows["score_pct"].to_numpy(float)
+    on_front = front(np.column_stack([x, y]))
+    figure = Chart()
+    ax = figure.subplots()
+    edge = rows.loc[on_front].sort_values([cost, "score_pct"])
+    ax.step(edge[cost], edge["score_pct"], where="post", color="0.35", linewidth=1.2, zorder=1, label="front")
+    bounds = ("low_pct", "high_pct")
+    low, high = (rows.get(name, rows["score_pct"]).fillna(rows["score_pct"]).to_numpy(float) for name in bounds)
+    for system in [name for name in COLORS if name in set(rows["system"])]:
+        of_system = (rows["system"] == system).to_numpy()
+        at, color, bars = (x[of_system], y[of_system]), COLORS[system], [(y - low)[of_system], (high - y)[of_system]]
+        ax.errorbar(*at, yerr=np.maximum(bars, 0), fmt="none", ecolor=color, elinewidth=1, capsize=2, alpha=0.6)
+        marker, size = MARKERS[system]
+        ax.plot(*at, marker, color=color, markersize=size, markeredgecolor="white", label=system, zorder=3)
+    if x.min() > 0 and x.max() / x.min() > 8:
+        _log_axis(ax)
+    ax.set(xlabel=AXIS_LABELS.get(cost, cost.replace("_", " ")), ylabel="score (%)")
+    ax.margins(x=0.12, y=0.1)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    named = np.ones(len(rows), dtype=bool) if len(rows) <= LABELLED else on_front
+    order = np.flatnonzero(named)[np.argsort(~on_front[named], kind="stable")]
+    figure.draw_without_rendering()
+    colors = [[0.65 * share for share in to_rgb(COLORS[system])] for system in rows["system"].iloc[order]]  # readable
+    texts = list(rows["name"].iloc[order])
+    place_labels(ax, np.column_stack([x, y])[order], texts, colors, *_obstacles(ax, x, y, low, high))
+    return figure
+
+
+def _obstacles(ax: Axes, x: NDArray, y: NDArray, low: NDArray, high: NDArray) -> tuple[NDArray, NDArray]:
+    """Boxes, (M, 4) in pixels, of the markers and the error bars, and how much each matters, (M,)."""
+    centre, bottom, top = (ax.transData.transform(np.column_stack([x, height])) for height in (y, low, high))
+    half_marker, half_cap = np.array([9, 9]), np.array([2, 0])
+    boxes = [[centre - half_marker, centre + half_marker], [bottom - half_cap, top + half_cap]]
+    return np.vstack([np.hstack(corners) for corners in boxes]), np.repeat([3.0, 0.3], len(x))
+
+
+def _log_axis(ax: Axes) -> None:
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+@_styled
+def sparsity_heatmap(report: SparsityReport) -> Figure:
+    """Percentage of zeros in every prunable matrix, layers from left to right."""
+    pruned = report.matrices[report.matrices["kind"].isin(KINDS)]
+    if pruned.empty:
+        raise ValueError("the report has no prunable matrix to show")
+    shares = pruned.pivot(index="kind", columns="layer", values="sparsity").reindex(KINDS) * 100
+    figure = Chart(height=3.4)
+    ax = figure.subplots()
+    sns.heatmap(
+        shares.astype(float),
+        ax=ax,
+        vmin=0,
+        vmax=100,
+        cmap="crest",
+        annot=True,
+        fmt=".1f" if shares.shape[1] <= 8 else ".0f",
+        linewidths=1,
+        cbar_kws={"label": "zeros (%)"},
+    )
+    ax.set(xlabel="layer", ylabel="")
+    ax.set_yticks(ax.get_yticks(), [kind.replace("_", " ") for kind in KINDS], rotation=0)
+    ax.set_title(f"{report.sparsity:.1%} of the prunable weights, {report.model_sparsity:.1%} of the model are zero")
+    return figure
+
+
+KINDS = ["query", "key", "value", "attention_output", "intermediate", "output"]
+
+
+@_styled
+def latency_bars(table: pd.DataFrame) -> Figure:
+    """Median time of every contestant as a bar, with a whisker to its 95th percentile; fastest on top.
+
+    table: columns name, latency_p50_ms, latency_p95_ms, and where they exist system (colour) and batch_size, seq_len,
+    threads (title). Times that span more than a factor of 20 are points on a log axis, as bars need a zero.
+    """
+    table = table.sort_values("latency_p50_ms", ascending=False)
+    median, p95 = table["latency_p50_ms"].to_numpy(float), table["latency_p95_ms"].to_numpy(float)
+    colors = [COLORS[system] for system in table.get("system", pd.Series("baseline", index=table.index))]
+    log, position = median.max() / median.min() > 20, np.arange(len(table))
+    figure = Chart(height=max(2.2, 1.3 + 0.42 * len(table)))
+    ax = figure.subplots()
+    if log:
+        _log_axis(ax)
+        ax.scatter(median, position, color=colors, s=50, zorder=3)
+    else:
+        ax.barh(position, median, color=colors, height=0.6)
+    ax.errorbar(median, position, xerr=[np.zeros(len(p95)), p95 - median], fmt="none", ecolor="0.2", capsize=3)
+    for row, (middle, end) in enumerate(zip(median, p95, strict=True)):
+        ax.annotate(f"{middle:.3g} ms", (end, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.margins(x=0.2)
+    ax.set_ylim(-0.6, len(table) - 0.4)
+    if not log:
+        ax.set_xlim(left=0)
+    ax.set_yticks(position, table["name"])
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("time per call (ms): median, whisker to the 95th percentile")
+    ax.set_title(_conditions(table), loc="left")
+    return figure
+
+
+def _conditions(table: pd.DataFrame) -> str:
+    stated = [("batch_size", "batch {}"), ("seq_len", "{} tokens"), ("threads", "threads: {}")]
+    return ", ".join(text.format(table[n].iloc[0]) for n, text in stated if n in table and table[n].nunique() == 1)
+
+
+@_styled
+def search_scatter(candidates: pd.DataFrame, max_latency_ms: float | None = None) -> Figure:
+    """All candidates of a search, the chosen ones marked.
+
+    candidates: columns latency_ms, score, chosen (boolean).  max_latency_ms: the limit that they had to keep.
+    """
+    chosen = candidates["chosen"].to_numpy(bool)
+    figure = Chart()
+    ax = figure.subplots()
+    for rows, color, size, name in ((~chosen, GREY, 18, "candidates"), (chosen, COLORS["sparsebert"], 60, "chosen")):
+        picked = candidates[rows]
+        ax.scatter(
+            picked["latency_ms"], picked["score"], color=color, s=size, edgecolor="white", label=f"{len(picked)} {name}"
+        )
+    if max_latency_ms is not None:
+        ax.axvline(max_latency_ms, color="0.35", linestyle="--", linewidth=1, label=f"limit {max_latency_ms:g} ms")
+    ax.set(xlabel="latency (ms)", ylabel="score")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure

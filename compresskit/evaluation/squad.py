@@ -1,0 +1,101 @@
+"""Scores on SQuAD: logits of a question-answering model, exact match and F1 as in the official scripts.
+
+Shapes: N features (windows over the contexts), S tokens of the longest one.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compresskit.evaluation.inference import device_of, evaluating
+from compresskit.evaluation.scores import BOOTSTRAP, Score, percentiles, row_counts
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def predict(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], **forward: Any) -> tuple[NDArray, NDArray]:
+    """Start and end logits, each (N, S) float32, minus infinity where a feature has no token.
+
+    batches: dicts with input_ids and attention_mask; features come back in their own order if the batches carry
+    `index`, else in that of the batches. forward: further arguments of the model. Its modes are left as found.
+    """
+    found: list[tuple[NDArray, NDArray]] = []
+    index: list[NDArray] = []
+    device = device_of(model)
+    with evaluating(model):
+        for batch in batches:
+            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+            index.append(inputs.pop("index", torch.empty(0)).cpu().numpy())
+            inputs = {name: tensor for name, tensor in inputs.items() if not name.endswith("_positions")}
+            out, empty = model(**inputs, **forward), inputs["attention_mask"] == 0
+            start, end = (
+                logits.float().masked_fill(empty, -torch.inf).cpu().numpy()
+                for logits in (out.start_logits, out.end_logits)
+            )
+            found.append((start, end))
+    if not found:
+        raise ValueError("there is no batch to predict; the data set is empty")
+    width, positions = max(start.shape[1] for start, _ in found), np.concatenate(index)
+    order = np.argsort(positions) if len(positions) else slice(None)
+    starts, ends = (
+        np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=-np.inf) for a in arrays])[order]
+        for arrays in zip(*found, strict=True)
+    )
+    return starts, ends
+
+
+def normalize(answer: str) -> str:
+    """Lower case, without ASCII punctuation and the articles a, an, the, single spaces."""
+    return " ".join(ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, gold: str) -> float:
+    """1 if both are the same after normalisation, else 0."""
+    return float(normalize(prediction) == normalize(gold))
+
+
+def f1(prediction: str, gold: str) -> float:
+    """F1 over the shared words, counted with repetition. Where either has no word left: 1 if neither has, else 0."""
+    predicted, expected = normalize(prediction).split(), normalize(gold).split()
+    if not predicted or not expected:
+        return float(predicted == expected)
+    shared = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * shared / (len(predicted) + len(expected))
+
+
+def score(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> Score:
+    """Exact match and F1 (the main metric), each question's best over its gold answers, averaged over the questions.
+
+    predictions: text by question id; answers: gold texts by question id, none for an unanswerable question, to which
+    the empty text is the right answer.
+    """
+    for what, names in (
+        ("questions without prediction", answers.keys() - predictions.keys()),
+        ("predictions without question", predictions.keys() - answers.keys()),
+    ):
+        if names:
+            raise ValueError(f"{len(names)} {what}, the first is {min(names)!r}; predict the file that is scored")
+    if not answers:
+        raise ValueError("there is no question to score")
+    golds = {name: [text for text in texts if normalize(text)] or [""] for name, texts in answers.items()}
+    exact = np.array([max(exact_match(predictions[name], gold) for gold in golds[name]) for name in answers])
+    overlap = np.array([max(f1(predictions[name], gold) for gold in golds[name]) for name in answers])
+    means = np.concatenate([counts @ overlap for counts in row_counts(len(overlap))]) / len(overlap)
+    low, high = percentiles(means, float(overlap.mean()))
+    return Score(
+        metrics={"eval/exact_match": float(exact.mean()), "eval/f1": float(overlap.mean())},
+        value=float(overlap.mean()),
+        low=low,
+        high=high,
+        interval=BOOTSTRAP,
+        rows=len(overlap),
+        majority=float(np.mean([gold == [""] for gold in golds.values()])),
+    )

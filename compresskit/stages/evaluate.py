@@ -1,0 +1,215 @@
+"""Any finished models on a task's dev rows and on this machine: one leaderboard row each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from compresskit import tracking
+from compresskit.data import glue
+from compresskit.evaluation import figures, latency, sparsity
+from compresskit.evaluation import glue as scoring
+from compresskit.evaluation.flops import flops
+from compresskit.evaluation.scores import Score
+from compresskit.models import CompactBertForSequenceClassification
+from compresskit.stages.classifiers import open_classifier
+from compresskit.stages.inputs import TaskData, board, task_data
+from compresskit.stages.params import Params
+from compresskit.stages.session import Session, model_folder
+
+
+class EvaluateParams(Params):
+    """Parameters of the stage `evaluate`."""
+
+    task: str = "sst2"
+    models: dict[str, str] = {
+        "baseline-teacher": "models:/demo-teacher@latest"
+    }  # <system>-<variant>: a run, a registered model, a folder or a hub id
+    baseline: str = ""  # the model that speed-ups refer to; empty: the first
+    data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+    max_seq_len: int = Field(128, ge=8)
+    latency_batch_size: int = Field(1, ge=1)
+    latency_seq_len: int = Field(128, ge=8)
+    latency_threads: int = Field(1, ge=1)
+    latency_rounds: int = Field(30, ge=10)
+    max_rows: int = Field(0, ge=0)  # keep this many rows of each split, for smoke tests; 0: all
+    seed: int = 42
+
+
+@dataclass
+class Evaluate:
+    """The opened stage."""
+
+    params: EvaluateParams
+    session: Session
+    models: dict[str, CompactBertForSequenceClassification]
+    data: dict[str, TaskData]
+    scores: dict[str, Score]
+    latencies: dict[str, latency.Latency]
+
+    def score(self) -> pd.DataFrame:
+        """Score every model on all dev rows; predictions per row become an artifact."""
+        for name, model in self.models.items():
+            data = self.data[name]
+            logits, labels, _ = scoring.predict(model, data.rows("dev"))
+            self.scores[name] = scoring.score(data.task.name, logits, labels)
+            self.session.run.json(
+                f"predictions/{name}.json", {"labels": labels.tolist(), "logits": logits.round(5).tolist()}
+            )
+        return pd.DataFrame(
+            {
+                name: {
+                    "score": score.value,
+                    "low": score.low,
+                    "high": score.high,
+                    "rows": score.rows,
+                    "loss": score.loss,
+                    **score.metrics,
+                }
+                for name, score in self.scores.items()
+            }
+        ).T
+
+    def time(self) -> pd.DataFrame:
+        """Time all models by turns in this process."""
+        params = self.params
+        batch = latency.random_batch(
+            min(model.config.vocab_size for model in self.models.values()),
+            params.latency_batch_size,
+            params.latency_seq_len,
+        )
+        results = latency.measure(
+            self.models, batch, threads=params.latency_threads, rounds=params.latency_rounds, seed=params.seed
+        )
+        self.latencies = {result.name: result for result in results}
+        self.session.run.json("latency.json", [asdict(result) for result in results])
+        return latency.table(results)
+
+    def rows(self) -> pd.DataFrame:
+        """Everything measured, one row per model."""
+        return pd.DataFrame([self._row(name) for name in self.models])
+
+    def pareto(self) -> Figure:
+        """Score against measured latency."""
+        rows = self.rows()
+        points = pd.DataFrame(
+            {
+                "name": rows["name"],
+                "system": rows["system"],
+                "latency_p50_ms": rows["latency_p50_ms"],
+                "score_pct": rows["score"] * 100,
+                "low_pct": rows["score_low"] * 100,
+                "high_pct": rows["score_high"] * 100,
+            }
+        )
+        return figures.pareto_plot(points)
+
+    def finish(self) -> pd.DataFrame:
+        """Write the leaderboard rows; returns them."""
+        rows = self.rows()
+        self.session.run.table("models", rows)
+        for row, (name, model) in zip(map(self._row, self.models), self.models.items(), strict=True):
+            tracking.leaderboard(
+                board(self.params.task, self.params.data_dir),
+                system=row.pop("system"),
+                variant=row.pop("variant"),
+                seed=self.params.seed,
+                measured=row,
+                params=shape(model, self.params),
+                source=self.params.models[name],
+                folder=Path(model_folder(self.params.models[name])),
+                evaluated_by=self.session.run.run_id,
+                data_digest=tracking.digest(self.data[name].dev),
+            )
+        self.session.finish({"task": self.params.task, "models": len(rows)})
+        return rows
+
+    def _row(self, name: str) -> dict[str, Any]:
+        baseline = self.params.baseline or next(iter(self.models))
+        model, score, timed = self.models[name], self.scores[name], self.latencies[name]
+        system, _, variant = name.partition("-")
+        zeros = sparsity.report(model)
+        return {
+            "name": name,
+            "system": system,
+            "variant": variant,
+            "score": score.value,
+            "score_low": score.low,
+            "score_high": score.high,
+            "majority": score.majority,
+            "metrics": score.metrics,
+            "rows": score.rows,
+            "latency_p50_ms": timed.latency_p50_ms,
+            "latency_p95_ms": timed.latency_p95_ms,
+            "speedup": self.latencies[baseline].latency_p50_ms / timed.latency_p50_ms,
+            "parameters": model.num_parameters(),
+            "model_bytes": model_bytes(Path(model_folder(self.params.models[name]))),
+            "flops": flops(model.config, self.params.latency_seq_len),
+            "sparsity": zeros.sparsity,
+            "model_sparsity": zeros.model_sparsity,
+        }
+
+
+def model_bytes(folder: Path) -> int:
+    """Bytes of the weight files of a saved model."""
+    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+
+
+def shape(model: CompactBertForSequenceClassification, params: EvaluateParams) -> dict[str, Any]:
+    """What differs between rows of the leaderboard."""
+    config = model.config
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "heads": config.brief("num_attention_heads"),
+        "qkv": config.brief("qkv_size"),
+        "ffn": config.brief("intermediate_size"),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "engine": "torch",
+        "batch": params.latency_batch_size,
+        "seq": params.latency_seq_len,
+        "threads": params.latency_threads,
+    }
+
+
+def open(params: EvaluateParams) -> Evaluate:
+    """Load every model from where it was saved, read the dev rows, start the run.
+
+    Raises ValueError for models without a name of the form <system>-<variant> or without a head for the task.
+    """
+    task = glue.task_named(params.task)
+    if not params.models:
+        raise ValueError("no models named; models maps <system>-<variant> to a run, a folder or a hub id")
+    for name in params.models:
+        system, _, variant = name.partition("-")
+        if system not in tracking.SYSTEMS or not variant:
+            raise ValueError(
+                f"models: {name!r} is no <system>-<variant> with a system of {', '.join(tracking.SYSTEMS)}"
+            )
+    if params.baseline and params.baseline not in params.models:
+        raise ValueError(f"baseline {params.baseline!r} is none of the models {', '.join(params.models)}")
+    session = Session(
+        "evaluate",
+        params,
+        experiment=board(params.task, params.data_dir),
+        name=f"evaluate-{params.task}",
+        seed=params.seed,
+    )
+    models, data = {}, {}
+    for name, source in params.models.items():
+        models[name], tokenizer = open_classifier(source, task, trained=True)
+        data[name] = task_data(
+            params.task,
+            params.data_dir,
+            tokenizer,
+            max_seq_len=params.max_seq_len,
+            batch_size=1,
+            seed=params.seed,
+            max_rows=params.max_rows,
+        )
+    return Evaluate(params, session, models, data, {}, {})

@@ -1,0 +1,37 @@
+"""A model for the world outside, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import transformers
+
+from compresskit.models import checkpoints, export
+from compresskit.models import heads as ours
+from compresskit.stages.inputs import tokenizer_for
+from compresskit.stages.session import model_folder
+
+FORMATS = ("bert", "onnx")
+
+
+def export_model(source: str, out: Path, format: str) -> None:
+    """Write the model that `source` names to the folder `out`: as plain transformers BERT, or as model.onnx.
+
+    Raises ValueError for a format or a shape that cannot be written.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r} is none of {', '.join(FORMATS)}")
+    folder = model_folder(source)
+    found = checkpoints.read(folder)
+    architecture = (found.config.get("architectures") or ["BertModel"])[0]
+    name = architecture if architecture.startswith("Compact") else architecture.replace("Bert", "CompactBert", 1)
+    model = checkpoints.load(getattr(ours, name, ours.CompactBertModel), folder)
+    tokenizer = tokenizer_for(folder, model.config.vocab_size)
+    transformers.utils.logging.disable_progress_bar()
+    if format == "bert":
+        checkpoints.save(export.to_bert(model), out, tokenizer)
+        return
+    checkpoints.save(model, out, tokenizer)
+    export.to_onnx(model, out / "model.onnx")
+    print(json.dumps({"model": str(out / "model.onnx")}))

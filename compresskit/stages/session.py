@@ -1,0 +1,77 @@
+"""What every training stage does around its work: seeds, threads, the tracked run, resuming, keeping the model."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from compresskit import tracking
+from compresskit.kernels.float32 import choose_float32_matmul
+from compresskit.models import checkpoints
+from compresskit.stages.params import Params
+from compresskit.training.state import TrainingState
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Session:
+    """One run of one stage. The same parameters always name the same work folder, in which a stopped run goes on."""
+
+    def __init__(self, stage: str, params: Params, *, experiment: str, name: str, seed: int = 0, threads: int = 0):
+        torch.manual_seed(seed)
+        if threads:
+            torch.set_num_threads(threads)
+        matmul = choose_float32_matmul()
+        key = params.task_key(stage)
+        self.folder = tracking.project_root() / "mlruns" / "work" / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.run = tracking.start(
+            stage,
+            experiment=experiment,
+            name=name,
+            params=params.model_dump(mode="json"),
+            task_key=key,
+            tags={
+                "float32_matmul": matmul.precision,
+                "float32_matmul.why": matmul.reason,
+                "threads": torch.get_num_threads(),
+            },
+        )
+
+    def state(self, part: str = "train") -> TrainingState:
+        """Where a training loop of this run saves itself."""
+        return TrainingState(self.folder / part)
+
+    def observe(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Log the numbers of one step."""
+        self.run.log(step, numbers)
+
+    def keep(self, model: PreTrainedModel, tokenizer: Any, card: Mapping[str, Any], register: str | None = None) -> str:
+        """Save model, tokenizer and `card` (typed results as JSON beside the model); returns the run's model URI."""
+        folder = self.folder / "model"
+        checkpoints.save(model, folder, tokenizer)
+        return self.run.model(folder, card=dict(card), register=register)
+
+    def finish(self, result: Mapping[str, Any]) -> pd.DataFrame:
+        """Close the run, hand `result` on to a pipeline, drop the work folder; returns the result as one row."""
+        self.run.finish(dict(result))
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return pd.DataFrame([result])
+
+
+def steps(num_train_epochs: float, batches_per_epoch: int, max_steps: int) -> int:
+    """Optimizer steps of a run; max_steps, unless 0, is the most."""
+    wanted = max(1, math.ceil(num_train_epochs * batches_per_epoch))
+    return min(wanted, max_steps) if max_steps else wanted
+
+
+def model_folder(source: str) -> str | Path:
+    """What a stage's `model` names, as something that loads: runs:/…/model, models:/name@alias, a folder, a hub id."""
+    return tracking.resolve(source)

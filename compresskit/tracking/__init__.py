@@ -1,0 +1,41 @@
+"""Runs, models and the leaderboard in MLflow. The only room that knows MLflow, and it imports it when first used."""
+
+from compresskit.tracking.leaderboard import (
+    SYSTEMS,
+    leaderboard,
+    leaderboard_table,
+    leaderboard_tasks,
+    log_latency,
+    view_url,
+)
+from compresskit.tracking.lookup import attach, close, history, read_json, reap, run_params, runs_with_curves, status
+from compresskit.tracking.models import digest, folder_digest, model_digest, register, resolve
+from compresskit.tracking.runs import Run, start
+from compresskit.tracking.store import initialise, project_root, store_uri
+
+__all__ = [
+    "SYSTEMS",
+    "Run",
+    "attach",
+    "close",
+    "digest",
+    "folder_digest",
+    "history",
+    "initialise",
+    "leaderboard",
+    "leaderboard_table",
+    "leaderboard_tasks",
+    "log_latency",
+    "model_digest",
+    "project_root",
+    "read_json",
+    "reap",
+    "register",
+    "resolve",
+    "run_params",
+    "runs_with_curves",
+    "start",
+    "status",
+    "store_uri",
+    "view_url",
+]

@@ -1,0 +1,76 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Distill — how much of the teacher survives in the student?
+#
+# TinyBERT's two steps. First the student learns what happens between the teacher's layers: attention scores and hidden
+# states, no answers. Then it learns the teacher's answers, softened by the temperature.
+#
+# **In:** a fine-tuned teacher; a student, or the teacher layers it begins as. **Out:** a smaller task model.
+# **Time:** about the teacher's own fine-tuning; a stopped run goes on where it was.
+
+# %% tags=["parameters"]
+task: str = "sst2"  # a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli
+teacher: str = "models:/demo-teacher@latest"  # a task model: a run, a registered model, a folder or a hub id
+student: str = ""  # the student's start; empty: layers of the teacher
+student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
+layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
+data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+max_seq_len: int = 128  # longer texts are cut, in tokens
+batch_size: int = 32  # examples per optimizer step
+intermediate_learning_rate: float = 5e-5  # of the first step
+intermediate_epochs: float = 3.0  # 0: the prediction step alone
+prediction_learning_rate: float = 3e-5  # of the second step
+prediction_epochs: float = 3.0  # passes of the second step
+warmup_ratio: float = 0.1  # share of the steps in which the learning rate rises
+temperature: float = 1.0  # of the softened answers
+evals_per_epoch: int = 2  # how often the selection rows are scored
+select_on: str = "selection"  # rows that choose the checkpoint; dev reproduces the papers
+max_steps: int = 0  # stop earlier, for smoke tests; 0: no limit
+max_rows: int = 0  # keep this many rows of each split, for smoke tests; 0: all
+threads: int = 0  # of torch; 0: all cores
+register_as: str = ""  # name in the model registry; empty: not registered
+seed: int = 42  # of data order, masks, dropout and new weights
+
+# %%
+from compresskit.evaluation import figures
+from compresskit.stages import distill
+
+params = distill.DistillParams.take(globals())
+stage = distill.open(params)
+stage.shapes()
+
+# %%
+stage.data.describe()
+
+# %%
+history = stage.train()
+
+# %% [markdown]
+# **First step.** Both parts should fall together. If the attention loss stays far above the hidden loss, the student cannot
+# imitate the teacher's heads: look at the mapping above, or give it more layers.
+
+# %%
+first = [key for key in history["key"].unique() if "intermediate" in key and "loss" in key]
+figures.learning_curve(history, first) if first else print("no intermediate step")
+
+# %% [markdown]
+# **Second step.** The loss is a soft cross-entropy with the mean over classes: it does not reach zero, its floor is the
+# entropy of the teacher's answers. What counts is the selection score.
+
+# %%
+figures.learning_curve(history, ["train/loss", "select/score"])
+
+# %%
+stage.finish()

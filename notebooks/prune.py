@@ -1,0 +1,63 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Prune — how many weights does the model really need?
+#
+# The smallest weights of each encoder matrix are set to zero, more and more of them along a cubic curve, while the model
+# keeps learning from its dense self: hidden states, attention scores and answers all at once.
+#
+# **In:** a fine-tuned model. **Out:** the same shape with `sparsity` of its encoder matrices zero.
+# **Time:** about three fine-tunings; a stopped run goes on where it was.
+
+# %% tags=["parameters"]
+task: str = "sst2"  # a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli
+model: str = "models:/demo-teacher@latest"  # the task model to prune: a run, a registered model, a folder or a hub id
+teacher: str = ""  # of the same shape; empty: the model as it is before pruning
+sparsity: float = 0.95  # share of zeros in each of the encoder's matrices at the end
+pruning_share: float = 0.7  # part of the steps in which the sparsity rises; then it is held
+data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+max_seq_len: int = 128  # longer texts are cut, in tokens
+batch_size: int = 32  # examples per optimizer step
+learning_rate: float = 3e-5  # peak, reached after the warm-up
+warmup_ratio: float = 0.1  # share of the steps in which the learning rate rises
+num_train_epochs: float = 3.0  # passes over the training rows
+temperature: float = 1.0  # of the softened answers
+evals_per_epoch: int = 2  # how often the selection rows are scored
+select_on: str = "selection"  # rows that choose the checkpoint; dev reproduces the papers
+max_steps: int = 0  # stop earlier, for smoke tests; 0: no limit
+max_rows: int = 0  # keep this many rows of each split, for smoke tests; 0: all
+threads: int = 0  # of torch; 0: all cores
+register_as: str = ""  # name in the model registry; empty: not registered
+seed: int = 42  # of data order, masks, dropout and new weights
+
+# %%
+from compresskit.evaluation import figures
+from compresskit.stages import prune
+
+params = prune.PruneParams.take(globals())
+stage = prune.open(params)
+stage.data.describe()
+
+# %%
+history = stage.train()
+
+# %% [markdown]
+# The loss rises while weights go and should come down again once the sparsity is held. If it does not, the pruning came too
+# fast: more epochs, or a smaller `pruning_share`. Only checkpoints at the final sparsity compete.
+
+# %%
+figures.learning_curve(history, ["train/loss", "train/sparsity", "select/score"])
+
+# %%
+stage.finish()

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compresskit.evaluation import squad
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The  quick, Brown FOX!", "quick brown fox"),
+        ("an apple a day", "apple day"),
+        ("A", ""),
+        ("it's (the) one", "its one"),
+        ("Émile's", "émiles"),
+        ("theatre than another", "theatre than another"),
+        ("", ""),
+    ],
+)
+def test_normalisation_is_the_official_one(text, normal):
+    assert squad.normalize(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "f1", "exact"),
+    [
+        ("the Red House", "red house , the", 1.0, 1.0),
+        ("a b c", "", 0.0, 0.0),
+        ("Hello, World!", "hello world", 1.0, 1.0),
+        ("Steve Smith's", "Steve Smith", 0.5, 0.0),
+        ("the", "a", 1.0, 1.0),
+        ("red red blue", "red blue blue green", 2 * 2 / 7, 0.0),
+        ("one two", "three", 0.0, 0.0),
+    ],
+)
+def test_f1_and_exact_match_of_hand_cases(prediction, gold, f1, exact):
+    assert squad.f1(prediction, gold) == pytest.approx(f1)
+    assert squad.exact_match(prediction, gold) == exact
+
+
+def test_the_score_takes_each_questions_best_answer_and_the_mean_over_questions():
+    answers = {"q1": ["in 1984", "1984"], "q2": ["the king"], "q3": [], "q4": ["...", "red house"]}
+    score = squad.score({"q1": "1984", "q2": "king of France", "q3": "", "q4": "house"}, answers)
+    assert score.metrics["eval/exact_match"] == pytest.approx(2 / 4)
+    assert score.metrics["eval/f1"] == pytest.approx((1 + 1 / 2 + 1 + 2 / 3) / 4)
+    assert score.value == score.metrics["eval/f1"]
+    assert score.majority == 1 / 4  # the empty text is right where there is no answer
+    assert score.rows == 4
+    assert score.loss is None
+    assert score.low <= score.value <= score.high
+
+
+def test_the_interval_is_that_of_a_mean():
+    rng = np.random.default_rng(0)
+    right = rng.random(2000) < 0.7
+    score = squad.score({str(i): "x" if r else "y" for i, r in enumerate(right)}, {str(i): ["x"] for i in range(2000)})
+    half = 1.96 * np.sqrt(0.7 * 0.3 / 2000)
+    assert score.value == right.mean()
+    assert (score.value - score.low, score.high - score.value) == (pytest.approx(half, rel=0.1),) * 2
+
+
+def test_missing_and_surplus_predictions_are_refused():
+    with pytest.raises(ValueError, match="2 questions without prediction, the first is 'q1'"):
+        squad.score({}, {"q2": ["x"], "q1": ["y"]})
+    with pytest.raises(ValueError, match="1 predictions without question, the first is 'other'"):
+        squad.score({"q": "x", "other": ""}, {"q": ["x"]})
+    with pytest.raises(ValueError, match="no question to score"):
+        squad.score({}, {})
+
+
+class Positions(nn.Module):
+    """Start logits: the token ids; end logits: their negatives."""
+
+    def forward(self, input_ids, attention_mask):
+        self.seen = self.training, torch.is_inference_mode_enabled()
+        return type("Output", (), {"start_logits": input_ids.float(), "end_logits": -input_ids.float()})
+
+
+def test_logits_come_in_the_order_of_the_features_with_minus_infinity_where_there_is_no_token():
+    model = Positions().train()
+    batches = [
+        {
+            "input_ids": torch.tensor([[7, 8, 0], [4, 5, 6]]),
+            "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+            "start_positions": torch.tensor([0, 1]),
+            "index": torch.tensor([2, 0]),
+        },
+        {"input_ids": torch.tensor([[9]]), "attention_mask": torch.tensor([[1]]), "index": torch.tensor([1])},
+    ]
+    start, end = squad.predict(model, batches)
+    assert start.tolist() == [[4, 5, 6], [9, -np.inf, -np.inf], [7, 8, -np.inf]]
+    assert end.tolist() == [[-4, -5, -6], [-9, -np.inf, -np.inf], [-7, -8, -np.inf]]
+    assert start.dtype == np.float32
+    assert model.seen == (False, True)
+    assert model.training
+
+
+def test_without_index_features_stay_in_the_order_of_the_batches():
+    batch = {"input_ids": torch.tensor([[3], [1]]), "attention_mask": torch.ones(2, 1)}
+    assert squad.predict(Positions(), [batch])[0].tolist() == [[3], [1]]
+    with pytest.raises(ValueError, match="the data set is empty"):
+        squad.predict(Positions(), [])

@@ -1,0 +1,290 @@
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertModel
+
+from compresskit.pruning.masks import MagnitudePruner, magnitude_mask, prunable
+from compresskit.pruning.schedule import cubic_sparsity
+
+CONFIG = BertConfig(
+    vocab_size=40,
+    hidden_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=20,
+    max_position_embeddings=16,
+)
+KINDS = [
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+]
+
+
+def bert(seed: int = 0) -> BertModel:
+    torch.manual_seed(seed)
+    return BertModel(CONFIG)
+
+
+def zeros(model: nn.Module) -> dict[str, int]:
+    return {name: int((p == 0).sum()) for name, p in model.named_parameters() if name in prunable([name])}
+
+
+def disturb(model: nn.Module, step: int) -> None:
+    """An optimizer step's stand-in that moves every weight, the pruned ones too."""
+    noise = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=noise), alpha=0.01)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(("model_class", "prefix"), [(BertModel, ""), (BertForMaskedLM, "bert.")])
+def test_exactly_six_matrices_per_layer_with_and_without_the_prefix(model_class, prefix):
+    names = prunable(model_class(CONFIG).state_dict())
+    assert sorted(names) == sorted(f"{prefix}encoder.layer.{i}.{kind}.weight" for i in range(2) for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert.embeddings.word_embeddings.weight",
+        "bert.encoder.layer.0.attention.output.LayerNorm.weight",
+        "bert.encoder.layer.0.attention.self.query.bias",
+        "bert.pooler.dense.weight",
+        "classifier.weight",
+        "fit_dense.weight",
+        "teacher.bert.encoder.layer.0.output.dense.weight",
+    ],
+)
+def test_nothing_else_is_prunable(name):
+    assert prunable([name]) == []
+
+
+# ---- one mask
+
+
+def test_the_largest_magnitudes_stay():
+    weight = torch.tensor([[0.1, -5.0, 0.0], [3.0, -0.2, 1.0]])
+    assert magnitude_mask(weight, 0.5).tolist() == [[False, True, False], [True, False, True]]
+
+
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=60),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+)
+def test_the_count_is_exact_with_ties_and_no_dropped_weight_is_larger_than_a_kept_one(values, sparsity, dtype):
+    weight = torch.tensor(values, dtype=dtype)
+    mask = magnitude_mask(weight, sparsity)
+    assert mask.dtype == torch.bool
+    assert int(mask.sum()) == math.floor(len(values) * (1 - sparsity) + 1e-6)
+    if mask.any() and not mask.all():
+        assert weight[mask].abs().min() >= weight[~mask].abs().max()
+
+
+def test_among_equal_magnitudes_the_first_stay():
+    assert magnitude_mask(torch.tensor([1.0, -1.0, 1.0, 2.0]), 0.5).tolist() == [True, False, False, True]
+
+
+def test_rounding_of_one_minus_the_sparsity_costs_no_weight():
+    assert math.floor(1000 * (1 - 0.9)) == 99  # the trap
+    assert int(magnitude_mask(torch.randn(1000), 0.9).sum()) == 100
+
+
+@pytest.mark.parametrize(
+    ("weight", "sparsity", "message"),
+    [
+        (torch.ones(4), 1.2, "between 0 and 1, not 1.2"),
+        (torch.tensor([1.0, float("nan")]), 0.5, "NaN or infinite: training has diverged"),
+    ],
+)
+def test_nonsense_is_refused(weight, sparsity, message):
+    with pytest.raises(ValueError, match=message):
+        magnitude_mask(weight, sparsity)
+
+
+# ---- the pruner
+
+
+@pytest.mark.parametrize("frequency", [None, 1, 3, 7, 100])
+def test_the_target_is_met_exactly_at_the_end_whatever_the_frequency_and_held_after_it(frequency):
+    model = bert()
+    pruner = MagnitudePruner(model, 0.95, begin=2, end=22, frequency=frequency)
+    for step in range(1, 26):
+        disturb(model, step)
+        pruner.step(step)
+        if step <= 2:
+            assert pruner.sparsity() == 0.0
+        if step >= 22:
+            for name, weight in pruner.weights.items():
+                assert zeros(model)[name] == weight.numel() - math.floor(weight.numel() * 0.05)
+
+
+def test_masks_follow_the_cubic_at_every_update_and_stand_still_between():
+    model = bert()
+    pruner = MagnitudePruner(model, 0.8, begin=0, end=40, frequency=8)
+    for step in range(1, 41):
+        disturb(model, step)
+        pruner.step(step)
+        sparsity = cubic_sparsity(step // 8 * 8, 0, 40, 0.8)
+        assert zeros(model) == {
+            name: weight.numel() - math.floor(weight.numel() * (1 - sparsity) + 1e-6)
+            for name, weight in pruner.weights.items()
+        }
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 50), st.integers(0, 10), st.floats(0, 1))
+def test_short_runs_reach_the_target_and_pruned_weights_never_come_back(length, begin, target):
+    model = bert()
+    pruner = MagnitudePruner(model, target, begin, begin + length)
+    pruned = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in pruner.weights.items()}
+    for step in range(1, begin + length + 2):
+        disturb(model, step)
+        pruner.step(step)
+        for name, weight in pruner.weights.items():
+            assert bool((weight[pruned[name]] == 0).all())
+            pruned[name] = weight.detach() == 0
+    kept = {name: math.floor(w.numel() * (1 - target) + 1e-6) for name, w in pruner.weights.items()}
+    assert {name: int(w.count_nonzero()) for name, w in pruner.weights.items()} == kept
+
+
+def test_only_the_prunable_matrices_change_and_in_place():
+    model, untouched = bert(), bert()
+    addresses = {name: p.data_ptr() for name, p in model.named_parameters()}
+    MagnitudePruner(model, 0.5, 0, 1).step(1)
+    changed = {
+        name
+        for (name, p), q in zip(model.named_parameters(), untouched.parameters(), strict=True)
+        if not torch.equal(p, q)
+    }
+    assert changed == set(prunable(model.state_dict()))
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == addresses
+    assert all(p.requires_grad and p.grad_fn is None for p in model.parameters())
+
+
+def test_training_with_momentum_keeps_pruned_weights_at_zero():
+    model = bert()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = MagnitudePruner(model, 0.6, 0, 3)
+    for step in range(1, 7):
+        model(torch.randint(0, 40, (2, 8))).last_hidden_state.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step(step)
+    for name, weight in pruner.weights.items():
+        assert int(weight.count_nonzero()) == math.floor(weight.numel() * 0.4 + 1e-6), name
+
+
+@pytest.mark.parametrize("stop", [1, 5, 6, 12, 13])
+def test_a_resumed_run_has_the_same_weights_as_an_uninterrupted_one(stop):
+    whole = bert()
+    pruner = MagnitudePruner(whole, 0.9, 2, 12, 3)
+    for step in range(1, 15):
+        disturb(whole, step)
+        pruner.step(step)
+        if step == stop:
+            saved = copy.deepcopy((whole.state_dict(), pruner.state_dict()))
+
+    resumed = bert(seed=9)
+    resumed.load_state_dict(saved[0])
+    again = MagnitudePruner(resumed, 0.9, 2, 12, 3)
+    again.load_state_dict(saved[1])
+    for step in range(stop + 1, 15):
+        disturb(resumed, step)
+        again.step(step)
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(torch.equal(again.masks[name], mask) for name, mask in pruner.masks.items())
+
+
+def test_the_state_survives_a_file_that_holds_only_tensors_and_plain_values(tmp_path):
+    pruner = MagnitudePruner(bert(), 0.9, 0, 4)
+    pruner.step(2)
+    torch.save(pruner.state_dict(), tmp_path / "state.pt")
+    again = MagnitudePruner(bert(), 0.9, 0, 4)
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert again.updated_at == 2
+    assert all(torch.equal(again.masks[name], mask) for name, mask in pruner.masks.items())
+
+
+def test_a_saved_state_is_a_copy_that_later_steps_leave_alone():
+    pruner = MagnitudePruner(bert(), 0.9, 0, 4)
+    pruner.step(1)
+    state = pruner.state_dict()
+    kept = {name: int(mask.sum()) for name, mask in state["masks"].items()}
+    pruner.step(4)
+    assert {name: int(mask.sum()) for name, mask in state["masks"].items()} == kept
+
+
+def test_an_already_pruned_model_goes_on_from_its_own_zeros():
+    model = bert()
+    MagnitudePruner(model, 0.5, 0, 1).step(1)
+    first = {name: p.detach() == 0 for name, p in model.named_parameters() if name in prunable([name])}
+    pruner = MagnitudePruner(model, 0.9, 0, 10, 5, restore_sparsity=True)
+    assert pruner.initial_sparsity == {name: pytest.approx(0.5) for name in first}
+
+    disturb(model, 1)
+    pruner.step(1)
+    assert pruner.sparsity() == 0.5
+    pruner.step(5)
+    expected = 0.5 + (0.9 - 0.5) * (1 - 0.5**3)
+    for weight in pruner.weights.values():
+        assert int(weight.count_nonzero()) == math.floor(weight.numel() * (1 - expected) + 1e-6)
+    pruner.step(10)
+    for name, weight in pruner.weights.items():
+        assert int(weight.count_nonzero()) == math.floor(weight.numel() * 0.1 + 1e-6)
+        assert bool((weight[first[name]] == 0).all())
+
+
+def test_a_matrix_beyond_the_target_keeps_its_own_sparsity():
+    model = bert()
+    MagnitudePruner(model, 0.75, 0, 1).step(1)
+    pruner = MagnitudePruner(model, 0.25, 0, 4, 1, restore_sparsity=True)
+    for step in range(1, 5):
+        disturb(model, step)
+        pruner.step(step)
+    assert pruner.sparsity() == 0.75
+
+
+def test_a_zero_initialised_matrix_can_be_learned_unless_restored():
+    model = bert()
+    nn.init.zeros_(model.encoder.layer[0].output.dense.weight)
+    pruner = MagnitudePruner(model, 0.5, 10, 20)
+    disturb(model, 1)
+    pruner.step(1)
+    assert pruner.sparsity() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"final_sparsity": 1.5}, "final_sparsity is a share of zeros between 0 and 1, not 1.5"),
+        ({"begin": 9}, "from step 9 to step 9 is no interval"),
+        ({"frequency": 0}, "at least 1, not 0"),
+        ({"model": nn.Linear(2, 2)}, "Linear has no prunable matrix"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    arguments = {"model": bert(), "final_sparsity": 0.5, "begin": 0, "end": 9} | change
+    with pytest.raises(ValueError, match=message):
+        MagnitudePruner(**arguments)
+
+
+def test_a_state_of_another_schedule_or_model_is_refused():
+    state = MagnitudePruner(bert(), 0.9, 0, 4).state_dict()
+    with pytest.raises(ValueError, match=r"'final_sparsity': 0.9.*is not this run's.*'final_sparsity': 0.8"):
+        MagnitudePruner(bert(), 0.8, 0, 4).load_state_dict(state)
+    narrow = BertModel(BertConfig(**(CONFIG.to_dict() | {"intermediate_size": 16})))
+    with pytest.raises(ValueError, match=r"intermediate.dense.weight: the saved mask has shape \(20, 12\).*\(16, 12\)"):
+        MagnitudePruner(narrow, 0.9, 0, 4).load_state_dict(state)

@@ -1,0 +1,80 @@
+"""Masked-LM pre-training: fresh masks, and a supernet whose subnets take turns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compresskit.models import CompactBertConfig, CompactBertForMaskedLM
+from compresskit.models.heads import labelled_loss
+from compresskit.training.pretrain import masked_lm
+
+CONFIG = CompactBertConfig(
+    vocab_size=30, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=16,
+    max_position_embeddings=16, hidden_dropout_prob=0, attention_probs_dropout_prob=0,
+)  # fmt: skip
+SMALL, WHOLE = CONFIG.changed(num_hidden_layers=1, hidden_size=8), None
+
+
+def network() -> CompactBertForMaskedLM:
+    torch.manual_seed(0)
+    model = CompactBertForMaskedLM(CONFIG).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return model
+
+
+def batch() -> dict[str, Tensor]:
+    ids = torch.randint(5, 30, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(9) < torch.tensor([[9], [4], [6]])).long()
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+
+
+def mask(batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    """Every third real token, another third at each step."""
+    chosen = (torch.arange(9) % 3 == step % 3) & batch["attention_mask"].bool()
+    return batch["input_ids"].masked_fill(chosen, 4), batch["input_ids"].masked_fill(~chosen, -100)
+
+
+def full_loss(model, step: int, subnet) -> Tensor:
+    """The model's own loss, decoding every position."""
+    input_ids, labels = mask(batch(), step)
+    given = {**batch(), "input_ids": input_ids}
+    return model(**given, labels=labels, subnet=subnet).loss
+
+
+def test_the_loss_is_the_models_own_and_every_step_has_its_own_masks():
+    model = network()
+    losses = masked_lm(model, mask, labelled_loss)
+    seen = []
+    for step in (1, 2, 3):
+        values = losses(batch(), step)
+        assert values.keys() == {"loss"}
+        torch.testing.assert_close(values["loss"], full_loss(model, step, None), rtol=0, atol=1e-12)
+        seen.append(values["loss"].item())
+    assert len(set(seen)) == 3
+
+
+def test_subnets_of_a_step_share_its_masks_and_their_losses_are_averaged():
+    model = network()
+    turns = {1: [WHOLE, SMALL], 2: [SMALL], 3: [WHOLE, SMALL, SMALL]}
+    losses = masked_lm(model, mask, labelled_loss, turns.__getitem__)
+    for step, subnets in turns.items():
+        values = losses(batch(), step)
+        expected = [full_loss(model, step, subnet) for subnet in subnets]
+        torch.testing.assert_close(values["loss"], sum(expected) / len(expected), rtol=0, atol=1e-12)
+        assert ("loss_whole" in values) == (step != 2)
+        if step != 2:
+            torch.testing.assert_close(values["loss_whole"], expected[0].detach(), rtol=0, atol=1e-12)
+            assert not values["loss_whole"].requires_grad
+
+
+def test_the_gradient_is_the_mean_of_the_subnets_gradients():
+    model = network()
+    masked_lm(model, mask, labelled_loss, lambda step: [WHOLE, SMALL])(batch(), 1)["loss"].backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    ((full_loss(model, 1, WHOLE) + full_loss(model, 1, SMALL)) / 2).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=0, atol=1e-12, msg=name)
