@@ -231,7 +231,7 @@ def _read_repository(task: GlueTask, source: str, split: Split) -> dict[str, lis
         OSError,
         ValueError,
         datasets.exceptions.DatasetGenerationError,
-    ) as error:  # not found, offline, no such split
+    ) as error:  # not found, offline, no split
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(f"data set {source!r} (configuration {config!r}, split {part!r}): {reason}") from None
     label_name = "score" if task.is_regression and "label" not in loaded.column_names else "label"

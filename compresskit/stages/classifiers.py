@@ -9,7 +9,7 @@ import torch
 from compresskit.data.glue import GlueTask
 from compresskit.models import CompactBertForSequenceClassification, checkpoints
 from compresskit.stages.inputs import tokenizer_for
-from compresskit.stages.session import DEVICE, model_folder
+from compresskit.stages.session import model_folder, on_device
 
 
 def open_classifier(
@@ -35,7 +35,7 @@ def open_classifier(
         for name in ("classifier.weight", "classifier.bias"):
             found.weights[name] = found.weights[name][order]
     model = found.model(CompactBertForSequenceClassification, **settings)
-    return model.to(device=DEVICE), tokenizer_for(folder, model.config.vocab_size)
+    return on_device(model), tokenizer_for(folder, model.config.vocab_size)
 
 
 def _order(id2label: dict[Any, str], task: GlueTask) -> torch.Tensor:

@@ -79,7 +79,7 @@ class Distill:
         params, batches = self.params, self.data.batches()
         num_steps = steps(params.intermediate_epochs, len(batches), params.max_steps)
         project = distill.projection(self.student.config.hidden_size, self.teacher.config.hidden_size)
-        modules = [self.student] if project is None else [self.student, project.to(device=DEVICE)]
+        modules = [self.student] if project is None else [self.student, project.to(DEVICE)]
         optimizer = adamw(modules, params.intermediate_learning_rate)
         fit(
             self.student,

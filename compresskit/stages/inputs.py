@@ -27,7 +27,7 @@ def data_folder(data_dir: str) -> Path | str:
     if not source:
         raise ValueError(f"no data named; --set data_dir=FOLDER, export {DATA}=FOLDER, or use data_dir: bundled")
     if source == BUNDLED:
-        return bundled.write(tracking.project_root() / ".cache")
+        return bundled.write(tracking.project_root() / ".cache" / "bundled")
     folder = Path(source).expanduser()
     return folder if folder.exists() else source
 

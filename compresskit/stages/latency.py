@@ -14,7 +14,7 @@ from compresskit import tracking
 from compresskit.evaluation import figures, latency
 from compresskit.models import CompactBertModel, checkpoints
 from compresskit.stages.params import Params
-from compresskit.stages.session import DEVICE, Session, model_folder
+from compresskit.stages.session import Session, model_folder, on_device
 
 
 class LatencyParams(Params):
@@ -79,7 +79,7 @@ def open(params: LatencyParams) -> LatencyStage:
         raise ValueError("no models named; models maps <system>-<variant> to a run, a folder or a hub id")
     session = Session("latency", params, experiment="latency", name="latency", seed=params.seed)
     models = {
-        name: checkpoints.load(CompactBertModel, model_folder(source)).to(device=DEVICE)
+        name: on_device(checkpoints.load(CompactBertModel, model_folder(source)))
         for name, source in params.models.items()
     }
     return LatencyStage(params, session, models, [])

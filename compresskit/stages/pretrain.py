@@ -17,7 +17,7 @@ from compresskit.models.heads import labelled_loss
 from compresskit.search.spaces import SPACES
 from compresskit.stages.inputs import corpus_file, tokenizer_for
 from compresskit.stages.params import Params
-from compresskit.stages.session import DEVICE, Session, model_folder, steps
+from compresskit.stages.session import Session, model_folder, on_device, steps
 from compresskit.training.loop import Batch, fit
 from compresskit.training.optim import adamw, linear_schedule
 from compresskit.training.pretrain import masked_lm, whole_network
@@ -151,7 +151,7 @@ def open(params: PretrainParams) -> Pretrain:
     )
     if not params.model:
         model = CompactBertForMaskedLM(new_config(params, len(tokenizer)))
-    model.to(device=DEVICE)
+    on_device(model)
     rows = corpora.encode(corpus, tokenizer, params.max_seq_len)
     split = rows.train_test_split(test_size=HELD_OUT, seed=params.seed, shuffle=True)
     train, held_out = (

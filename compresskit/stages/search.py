@@ -20,7 +20,7 @@ from compresskit.search.spaces import SPACES
 from compresskit.stages.inputs import corpus_file, tokenizer_for
 from compresskit.stages.params import Params
 from compresskit.stages.pretrain import masked_lm_loss
-from compresskit.stages.session import DEVICE, Session, model_folder
+from compresskit.stages.session import Session, model_folder, on_device
 
 
 class SearchParams(Params):
@@ -75,7 +75,7 @@ class Search:
 
     def latency_ms(self, config: CompactBertConfig) -> float:
         """Median time of the subnet's encoder, cut out so that nothing of the supernet is paid for."""
-        return _latency_ms(CompactBertModel(config).to(device=DEVICE), self.params)
+        return _latency_ms(on_device(CompactBertModel(config)), self.params)
 
     def score(self, config: CompactBertConfig) -> float:
         """Minus the masked-word loss of the subnet with the supernet's weights, in place."""
@@ -139,7 +139,7 @@ def open(params: SearchParams) -> Search:
         "search", params, experiment="search", name=f"search-{params.rule}-{params.seed}", seed=params.seed
     )
     folder = model_folder(params.supernet)
-    supernet = checkpoints.load(CompactBertForMaskedLM, folder).to(device=DEVICE)
+    supernet = on_device(checkpoints.load(CompactBertForMaskedLM, folder))
     tokenizer = tokenizer_for(folder, supernet.config.vocab_size)
     rows = corpora.encode(corpus_file(params.corpus), tokenizer, params.max_seq_len).shuffle(seed=params.seed)
     batches = Batches(

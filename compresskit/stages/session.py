@@ -6,10 +6,11 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from compresskit import tracking
@@ -19,6 +20,7 @@ from compresskit.stages.params import Params
 from compresskit.training.state import TrainingState
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Session:
@@ -75,3 +77,9 @@ def steps(num_train_epochs: float, batches_per_epoch: int, max_steps: int) -> in
 def model_folder(source: str) -> str | Path:
     """What a stage's `model` names, as something that loads: runs:/…/model, models:/name@alias, a folder, a hub id."""
     return tracking.resolve(source)
+
+
+def on_device(model: Model) -> Model:
+    """The model, moved to this machine's GPU where it has one."""
+    nn.Module.to(model, DEVICE)
+    return model

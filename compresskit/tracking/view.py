@@ -27,6 +27,7 @@ METRICS = [
 ]
 PAIRS = [("latency_p50_ms", "score_pct"), ("params_m", "score_pct"), ("gflops", "latency_p50_ms")]
 BARS = ["score_pct", "latency_p50_ms", "speedup_x", "disk_mb"]
+NAME = "attributes.`Run Name`"
 
 
 def install_view(experiment_id: str) -> None:
@@ -62,8 +63,8 @@ def view_state() -> dict[str, Any]:
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "selectedColumns": columns,
-        "columnOrder": columns,
-        "columnWidths": {column: 125 for column in columns},
+        "columnOrder": [*columns, NAME],  # the name is pinned to the left; only columns listed here get their width
+        "columnWidths": {column: 125 for column in columns} | {NAME: 280},  # pixels; 190 cut names of 27 letters
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": charts,
         "compareRunSections": [s | {"display": True, "isReordered": True, "deleted": False} for s in sections],

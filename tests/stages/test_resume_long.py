@@ -38,7 +38,7 @@ def test_a_killed_finetune_goes_on_in_its_run_to_the_same_weights(store, tmp_pat
     from compresskit.data import bundled, vocabulary
     from compresskit.models import CompactBertConfig, CompactBertModel, checkpoints
 
-    corpus = bundled.write(store / ".cache") / "corpus.txt"
+    corpus = bundled.write(store / ".cache" / "bundled") / "corpus.txt"
     tokenizer = vocabulary.train_wordpiece(corpus.read_text().splitlines()[:2000], 800)
     config = CompactBertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                                intermediate_size=64, max_position_embeddings=64)  # fmt: skip

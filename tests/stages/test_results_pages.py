@@ -1,0 +1,59 @@
+"""A page of results says what its data say: the table is rebuilt, the scores are computed again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compresskit.evaluation.pareto import front
+from compresskit.stages import report
+
+PAGES = sorted((Path(__file__).parents[2] / "docs/results").glob("*.md"))
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def data_of(page: Path) -> dict:
+    return json.loads(page.with_suffix(".json").read_text())
+
+
+def test_there_is_a_page_of_results():
+    assert [page.stem for page in PAGES]
+
+
+@by_page
+def test_the_page_is_what_its_data_make(page):
+    assert page.read_text() == report.page(data_of(page), page.stem)
+
+
+@by_page
+def test_the_scores_follow_from_the_predictions(page):
+    data = data_of(page)
+    scores = report.recomputed_scores(data)
+    assert len(scores) == len(data["rows"]) >= 4
+    for row in data["rows"]:
+        assert row["score_pct"] == pytest.approx(scores[row["model"]], abs=1e-3)
+        assert row["score_low_pct"] <= row["score_pct"] <= row["score_high_pct"]
+        assert row["rows"] == len(data["labels"])
+
+
+@by_page
+def test_the_latencies_follow_from_the_raw_timings(page):
+    data = data_of(page)
+    for row in data["rows"]:
+        samples = data["samples_ms"][row["model"]]
+        assert row["latency_p50_ms"] == pytest.approx(np.median(samples), abs=1e-3)
+        assert row["latency_p95_ms"] == pytest.approx(np.quantile(samples, 0.95), abs=1e-3)
+
+
+@by_page
+def test_the_front_is_the_front(page):
+    rows = data_of(page)["rows"]
+    points = [[row["latency_p50_ms"], row["score_pct"]] for row in rows]
+    assert [row["front"] for row in rows] == front(points).tolist()
+
+
+@by_page
+def test_both_plots_are_there(page):
+    for plot in ("pareto", "latency"):
+        assert page.with_name(f"{page.stem}-{plot}.png").read_bytes().startswith(b"\x89PNG")
