@@ -22,9 +22,7 @@
 
 # %% tags=["parameters"]
 task: str = "sst2"  # a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli
-models: dict[str, str] = {
-    "baseline-teacher": "models:/demo-teacher@latest"
-}  # <system>-<variant>: a run, a registered model, a folder or a hub id
+models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
 baseline: str = ""  # the model that speed-ups refer to; empty: the first
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
 max_seq_len: int = 128  # longer texts are cut, in tokens

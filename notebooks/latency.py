@@ -21,9 +21,7 @@
 # **Time:** at most `budget_s` per condition.
 
 # %% tags=["parameters"]
-models: dict[str, str] = {
-    "baseline-teacher": "models:/demo-teacher@latest"
-}  # <system>-<variant>: a run, a registered model, a folder or a hub id
+models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
 batch_sizes: list[int] = [1, 8]  # examples per call
 seq_lens: list[int] = [32, 128]  # tokens per example
 threads: list[int] = [1]  # of timed calls

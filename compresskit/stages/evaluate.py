@@ -27,9 +27,7 @@ class EvaluateParams(Params):
     """Parameters of the stage `evaluate`."""
 
     task: str = "sst2"
-    models: dict[str, str] = {
-        "baseline-teacher": "models:/demo-teacher@latest"
-    }  # <system>-<variant>: a run, a registered model, a folder or a hub id
+    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
     baseline: str = ""  # the model that speed-ups refer to; empty: the first
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
     max_seq_len: int = Field(128, ge=8)

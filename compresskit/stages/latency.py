@@ -20,9 +20,7 @@ from compresskit.stages.session import Session, model_folder, on_device
 class LatencyParams(Params):
     """Parameters of the stage `latency`."""
 
-    models: dict[str, str] = {
-        "baseline-teacher": "models:/demo-teacher@latest"
-    }  # <system>-<variant>: a run, a registered model, a folder or a hub id
+    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
     batch_sizes: list[int] = [1, 8]
     seq_lens: list[int] = [32, 128]
     threads: list[int] = [1]

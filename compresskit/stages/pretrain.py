@@ -36,6 +36,8 @@ class PretrainParams(Params):
     hidden_size: int = Field(128, ge=1)
     num_attention_heads: int = Field(4, ge=1)
     intermediate_size: int = Field(512, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)  # of a new model's states and attention; 0 suits short runs
+    initializer_range: float = Field(0.02, gt=0)  # of a new model
     supernet: Literal["", "mlm", "kd"] = ""  # a search space of this flavour learns along with the whole network
     max_seq_len: int = Field(64, ge=8)
     batch_size: int = Field(32, ge=1)
@@ -169,5 +171,8 @@ def new_config(params: PretrainParams, vocab_size: int) -> CompactBertConfig:
         hidden_size=params.hidden_size,
         num_attention_heads=params.num_attention_heads,
         intermediate_size=params.intermediate_size,
+        hidden_dropout_prob=params.dropout,
+        attention_probs_dropout_prob=params.dropout,
+        initializer_range=params.initializer_range,
         max_position_embeddings=max(128, params.max_seq_len),
     )

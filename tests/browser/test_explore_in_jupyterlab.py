@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +84,7 @@ def changed(browser: webdriver.Chrome, before: list[str], which: int) -> list[st
 
 
 def test_explore_shows_its_controls_and_redraws_what_they_are_for(lab, tmp_path):
-    wait(lab, lambda: found(lab, ".jp-Notebook .jp-CodeCell") and "Idle" in lab.page_source, "an idle kernel")
+    wait(lab, lambda: "Python 3 (ipykernel) | Idle" in lab.page_source, "a kernel that is ready")
     next(item for item in found(lab, ".lm-MenuBar-item") if item.text == "Run").click()
     wait(lab, lambda: found(lab, ".lm-Menu-item[data-command='runmenu:run-all']"), "the menu Run")
     found(lab, ".lm-Menu-item[data-command='runmenu:run-all']")[0].click()

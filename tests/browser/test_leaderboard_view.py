@@ -139,7 +139,7 @@ def ui(store_template, tmp_path_factory):
         rows = tracking.leaderboard_table(TASK)
         command = ["compresskit.cli", "ui", "--port", "PORT"]
         with serving(command, "/health", folder / "server.log") as server:
-            with chromium(folder / "profile", 3000, 1600) as browser:
+            with chromium(folder / "profile", 3600, 1600) as browser:
                 yield SimpleNamespace(server=server, browser=browser, rows=rows)
 
 
@@ -219,7 +219,7 @@ def test_the_view_shows_the_columns_and_values_of_the_tracking_api_best_score_fi
 
 
 def test_the_charts_show_every_model_with_score_against_latency_first(ui, tmp_path):
-    ui.browser.get("about:blank")
+    ui.browser.get("about:blank")  # the two views differ after the # only, which alone loads nothing
     ui.browser.get(tracking.view_url(TASK, ui.server.address) + "&compareRunsMode=CHART")
     charts = shown(ui.browser, CHARTS, lambda charts: len(charts) >= 7)
     ui.browser.save_screenshot(str(tmp_path / "charts.png"))
