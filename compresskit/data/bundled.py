@@ -38,8 +38,8 @@ def write(folder: str | Path, seed: int = 0) -> Path:
     stamp = {"data": "compresskit bundled data set", "version": VERSION, "seed": seed}
     if _finished(folder, stamp):
         return folder
-    if folder.exists() and not (folder / STAMP).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not a bundled data set; name another folder or remove it")
+    if folder.exists() and not _replaceable(folder):
+        raise ValueError(f"{folder} exists and is not just a bundled data set; name another folder or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -47,7 +47,7 @@ def write(folder: str | Path, seed: int = 0) -> Path:
         (making / STAMP).write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
         making.chmod(0o755)
         if folder.exists() and not _finished(folder, stamp):
-            shutil.rmtree(folder)  # an older version or another seed, ours as its stamp says
+            shutil.rmtree(folder)
         if not _finished(folder, stamp):
             os.replace(making, folder)
     except OSError:
@@ -63,6 +63,13 @@ def _finished(folder: Path, stamp: dict) -> bool:
         return json.loads((folder / STAMP).read_text(encoding="utf-8")) == stamp
     except (OSError, ValueError):
         return False
+
+
+def _replaceable(folder: Path) -> bool:
+    """Empty, or an older version or another seed with nothing beside it."""
+    ours = {STAMP, "corpus.txt", "squad", *(name for name, *_ in TABLES.values())}
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    return not names or (STAMP in names and names <= ours)
 
 
 def _write_all(folder: Path, seed: int) -> None:

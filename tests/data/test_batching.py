@@ -1,0 +1,132 @@
+"""Batches: every row once an epoch, little padding, and an order that a resumed run finds again."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from compresskit.data.batching import Batches
+
+
+def rows(count: int, seed: int = 0, **columns) -> Dataset:
+    """Row r has the single token r + 10, as often as it is long."""
+    lengths = np.random.default_rng(seed).integers(1, 60, count)
+    ids = [[row + 10] * int(length) for row, length in enumerate(lengths)]
+    return Dataset.from_dict({"input_ids": ids, **columns})
+
+
+def seen(batches) -> list[int]:
+    return [int(row) for batch in batches for row in batch["input_ids"][:, 0] - 10]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("length_buckets", [True, False])
+@pytest.mark.parametrize("count", [1, 32, 33, 5000])
+def test_every_row_comes_once_an_epoch(count, length_buckets, shuffle):
+    batches = Batches(rows(count), 32, seed=0, pad_token_id=0, shuffle=shuffle, length_buckets=length_buckets)
+    assert len(batches) == -(-count // 32)
+    assert len(list(batches)) == len(batches)
+    assert sorted(seen(batches)) == list(range(count))
+
+
+def test_a_batch_holds_the_rows_padded_to_the_longest():
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [[2, 5, 6, 3], [2, 3]],
+            "token_type_ids": [[0, 0, 1, 1], [0, 0]],
+            "labels": [1, 0],
+            "sentence": ["a", "b"],
+        }
+    )
+    (batch,) = Batches(dataset, 2, 0, pad_token_id=9, shuffle=False, length_buckets=False)
+    expected = {
+        "input_ids": [[2, 5, 6, 3], [2, 3, 9, 9]],
+        "token_type_ids": [[0, 0, 1, 1], [0, 0, 0, 0]],
+        "attention_mask": [[1, 1, 1, 1], [1, 1, 0, 0]],
+        "labels": [1, 0],
+    }
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == expected
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+def test_graded_labels_are_float32_and_spans_are_integers():
+    graded = next(iter(Batches(rows(3, labels=[0.5, 1.0, 2.0]), 3, 0, 0, shuffle=False)))
+    assert graded["labels"].dtype == torch.float32
+    spans = next(iter(Batches(rows(2, start_positions=[1, 2], end_positions=[3, 4]), 2, 0, 0, length_buckets=False)))
+    assert spans["end_positions"].dtype == torch.int64
+    assert (spans["end_positions"] - spans["start_positions"]).tolist() == [2, 2]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    dataset = rows(500)
+    orders = [seen(Batches(dataset, 32, seed, 0).from_step(16 * epoch, 16 * epoch + 16)) for seed, epoch in
+              ((0, 0), (0, 0), (0, 1), (1, 0))]  # fmt: skip
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert orders[0] != orders[3]
+
+
+@pytest.mark.parametrize("step", [0, 1, 15, 16, 17, 40])
+def test_a_run_resumed_at_any_step_sees_what_an_uninterrupted_one_would(step):
+    batches = Batches(rows(500), 32, seed=3, pad_token_id=0)
+    whole = list(batches.from_step(0, 48))
+    resumed = list(batches.from_step(step, 48))
+    assert len(resumed) == 48 - step
+    for one, other in zip(whole[step:], resumed, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_buckets_leave_less_than_a_tenth_of_padding():
+    def padding(length_buckets):
+        masks = [batch["attention_mask"] for batch in Batches(rows(5000), 32, 0, 0, length_buckets=length_buckets)]
+        return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
+
+    assert padding(length_buckets=False) > 0.4
+    assert padding(length_buckets=True) < 0.1
+
+
+def test_bucketed_batches_do_not_come_sorted():
+    lengths = [batch["input_ids"].shape[1] for batch in Batches(rows(1600), 32, 0, 0)]
+    assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.4
+
+
+def test_evaluation_order_can_be_restored_from_the_index():
+    dataset = rows(100, labels=list(range(100)))
+    labels = np.empty(100)
+    for batch in Batches(dataset, 7, 0, 0, shuffle=False, with_index=True):
+        labels[batch["index"]] = batch["labels"]
+        assert batch["input_ids"][:, 0].tolist() == (batch["index"] + 10).tolist()
+    assert labels.tolist() == list(range(100))
+
+
+def test_dropping_the_last_batch_drops_other_rows_each_epoch():
+    batches = Batches(rows(100), 32, seed=0, pad_token_id=0, drop_last=True)
+    assert len(batches) == 3
+    first, second = set(seen(batches.from_step(0, 3))), set(seen(batches.from_step(3, 6)))
+    assert len(first) == len(second) == 96
+    assert first != second
+
+
+def test_a_fixed_width_pads_every_batch_alike():
+    assert {b["input_ids"].shape[1] for b in Batches(rows(100), 10, 0, 0, pad_to=64)} == {64}
+    with pytest.raises(ValueError, match="does not fit pad_to 8"):
+        Batches(rows(100), 10, 0, 0, pad_to=8)
+
+
+def test_no_rows_or_no_batch_is_refused():
+    with pytest.raises(ValueError, match="0 rows do not fill one batch"):
+        Batches(rows(1).select([]), 4, 0, 0)
+    with pytest.raises(ValueError, match="3 rows do not fill one batch of 4; lower batch_size"):
+        Batches(rows(3), 4, 0, 0, drop_last=True)
+    with pytest.raises(ValueError, match="batch_size 0 is not positive"):
+        Batches(rows(3), 0, 0, 0)
+
+
+def test_a_selection_and_a_file_on_disk_give_the_same_batches(tmp_path):
+    dataset = rows(200, labels=list(range(200)))
+    dataset.save_to_disk(tmp_path / "rows")
+    chosen = np.arange(0, 200, 3)
+    one = Batches(dataset.select(chosen), 16, 0, 0)
+    other = Batches(Dataset.load_from_disk(tmp_path / "rows").select(chosen), 16, 0, 0)
+    for a, b in zip(one, other, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
