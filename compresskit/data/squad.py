@@ -52,8 +52,8 @@ def read(path: str | Path) -> list[SquadExample]:
 def _field(record: Any, name: str, kind: type, where: str) -> Any:
     value = record.get(name) if isinstance(record, dict) else None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        found = "is missing" if value is None else f"is a {type(value).__name__}"
-        raise ValueError(f"{where}: field {name!r} {found}, expected a {kind.__name__}")
+        found = "missing" if value is None else type(value).__name__
+        raise ValueError(f"{where}: field {name!r} is {found}, expected {kind.__name__}")
     return value
 
 
@@ -63,8 +63,8 @@ def _example(entry: Any, context: str, title: str, where: str) -> SquadExample:
         for answer in _field(entry, "answers", list, where):
             text, start = _field(answer, "text", str, where), _field(answer, "answer_start", int, where)
             if start < 0 or context[start : start + len(text)] != text:
-                found = context[max(start, 0) : max(start, 0) + len(text)]
-                raise ValueError(f"{where}: at answer_start {start} the context reads {found!r}, not {text!r}")
+                found = repr(context[start : start + len(text)]) if start >= 0 else "nothing"
+                raise ValueError(f"{where}: at answer_start {start} the context reads {found}, not {text!r}")
             answers.append((text, start))
     return SquadExample(
         _field(entry, "id", str, where), title, _field(entry, "question", str, where), context, tuple(answers)

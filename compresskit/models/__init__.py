@@ -1,8 +1,8 @@
 """The one encoder. Importing this room registers its classes with transformers' Auto classes."""
 
-from .bert import CompactBertModel
-from .config import CompactBertConfig
-from .heads import (
+from compresskit.models.bert import CompactBertModel
+from compresskit.models.config import CompactBertConfig
+from compresskit.models.heads import (
     CompactBertForMaskedLM,
     CompactBertForNextSentencePrediction,
     CompactBertForPreTraining,

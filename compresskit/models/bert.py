@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .config import CompactBertConfig
-from .elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows
+from compresskit.models.config import CompactBertConfig
+from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows
 
 # What the five original programs add to the score of a masked key. Transformers uses the smallest number of the dtype.
 # The two differ only in reported scores and in rows without any real token.

@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from .config import CompactBertConfig
-from .heads import CompactBertForSequenceClassification
+from compresskit.models.config import CompactBertConfig
+from compresskit.models.heads import CompactBertForSequenceClassification
 
 logger = logging.getLogger(__name__)
 

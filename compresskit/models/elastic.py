@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .config import PER_LAYER, SHAPE, CompactBertConfig
+from compresskit.models.config import PER_LAYER, SHAPE, CompactBertConfig
 
 Rows = int | Tensor  # a leading number of rows, or the rows themselves
 

@@ -10,8 +10,8 @@ import torch
 import transformers
 from transformers import BertConfig, PreTrainedModel
 
-from .bert import CompactBertPreTrainedModel
-from .config import PER_LAYER, CompactBertConfig
+from compresskit.models.bert import CompactBertPreTrainedModel
+from compresskit.models.config import PER_LAYER, CompactBertConfig
 
 
 def bert_config(config: CompactBertConfig) -> BertConfig:

@@ -23,9 +23,9 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .bert import CompactBertModel, CompactBertPreTrainedModel, EncoderOutput
-from .config import CompactBertConfig
-from .elastic import ElasticLayerNorm, ElasticLinear
+from compresskit.models.bert import CompactBertModel, CompactBertPreTrainedModel, EncoderOutput
+from compresskit.models.config import CompactBertConfig
+from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear
 
 TIED = {
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",

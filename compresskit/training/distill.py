@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .loop import Batch, Losses
-from .losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
+from compresskit.training.loop import Batch, Losses
+from compresskit.training.losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
 
 
 def uniform_mapping(student_layers: int, teacher_layers: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .loop import Batch, Losses
+from compresskit.training.loop import Batch, Losses
 
 
 def supervised(model: nn.Module) -> Losses:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .progress import Progress
-from .state import Best, Stateful, TrainingState
+from compresskit.training.progress import Progress
+from compresskit.training.state import Best, Stateful, TrainingState
 
 Batch = dict[str, Tensor]
 Losses = Callable[[Batch, int], dict[str, Tensor]]  # batch and step, from 1, to numbers of which "loss" is minimised

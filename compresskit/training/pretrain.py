@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .loop import Batch, Losses
+from compresskit.training.loop import Batch, Losses
 
 Mask = Callable[[Batch, int], tuple[Tensor, Tensor]]  # batch and step to masked input_ids and labels, (B, S)
 Subnets = Callable[[int], Sequence[Any]]  # step to the subnets that learn from it; None stands for the whole network

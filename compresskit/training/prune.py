@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .distill import check_heads, check_labels, inputs
-from .loop import Batch, Losses
-from .losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
+from compresskit.training.distill import check_heads, check_labels, inputs
+from compresskit.training.loop import Batch, Losses
+from compresskit.training.losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
 
 
 def all_layers(student: PreTrainedModel, teacher: PreTrainedModel, temperature: float = 1.0) -> Losses:

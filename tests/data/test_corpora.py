@@ -27,7 +27,7 @@ def test_a_long_sentence_continues_in_the_next_row(tmp_path, tokenizer):
     rows = corpora.encode(path, tokenizer, 6)["input_ids"][:]
     assert [len(row) for row in rows] == [3, 6, 6, 6]
     words = [token for row in rows for token in tokenizer.convert_ids_to_tokens(row[1:-1])]
-    assert words == "a b c d e f g h i a b c d".split()
+    assert words == ["a", "b", "c", "d", "e", "f", "g", "h", "i", "a", "b", "c", "d"]
     assert all((row[0], row[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id) for row in rows)
 
 

@@ -6,17 +6,13 @@ import torch
 from compresskit.data.masking import mask_tokens
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def text(rows: int, length: int, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.randint(5, len(tokenizer), (rows, length), generator=seeded(9))
+    ids = torch.randint(5, len(tokenizer), (rows, length), generator=torch.Generator().manual_seed(9))
     ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
     return ids, torch.ones_like(ids)
 
 
-def test_fifteen_percent_are_chosen_and_of_these_eighty_ten_ten(tokenizer):
+def test_fifteen_percent_are_chosen_and_of_these_eighty_ten_ten(tokenizer, seeded):
     ids, attention = text(400, 100, tokenizer)
     masked, labels = mask_tokens(ids, attention, tokenizer, seeded(0))
     chosen = labels != -100
@@ -29,14 +25,14 @@ def test_fifteen_percent_are_chosen_and_of_these_eighty_ten_ten(tokenizer):
     assert torch.equal(masked[~chosen], ids[~chosen])
 
 
-def test_replacements_are_any_ordinary_entry_and_never_a_special_token(tokenizer):
+def test_replacements_are_any_ordinary_entry_and_never_a_special_token(tokenizer, seeded):
     ids, attention = text(400, 100, tokenizer)
     masked, labels = mask_tokens(ids, attention, tokenizer, seeded(0), probability=1.0)
     replaced = masked[(labels != -100) & (masked != ids) & (masked != tokenizer.mask_token_id)]
     assert set(replaced.tolist()) == set(range(5, len(tokenizer)))
 
 
-def test_special_tokens_and_padding_are_never_chosen(tokenizer):
+def test_special_tokens_and_padding_are_never_chosen(tokenizer, seeded):
     ids, attention = text(50, 40, tokenizer)
     ids[:, 30:] = tokenizer.pad_token_id
     attention[:, 30:] = 0
@@ -50,7 +46,7 @@ def test_special_tokens_and_padding_are_never_chosen(tokenizer):
     assert torch.equal(masked[:, 30:], ids[:, 30:])
 
 
-def test_a_short_row_has_a_label_and_one_without_words_has_none(tokenizer):
+def test_a_short_row_has_a_label_and_one_without_words_has_none(tokenizer, seeded):
     cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
     ids = torch.tensor([[cls, 7, sep, pad]] * 50 + [[cls, sep, pad, pad]])
     masked, labels = mask_tokens(ids, (ids != pad).long(), tokenizer, seeded(2))
@@ -59,7 +55,7 @@ def test_a_short_row_has_a_label_and_one_without_words_has_none(tokenizer):
     assert torch.equal(masked[50], ids[50])
 
 
-def test_masking_is_fresh_in_each_call_and_repeats_with_the_seed(tokenizer):
+def test_masking_is_fresh_in_each_call_and_repeats_with_the_seed(tokenizer, seeded):
     ids, attention = text(8, 50, tokenizer)
     generator = seeded(3)
     first, second = (mask_tokens(ids, attention, tokenizer, generator)[1] for _ in range(2))
@@ -68,7 +64,7 @@ def test_masking_is_fresh_in_each_call_and_repeats_with_the_seed(tokenizer):
     assert not torch.equal(first, second)
 
 
-def test_probability_zero_masks_nothing(tokenizer):
+def test_probability_zero_masks_nothing(tokenizer, seeded):
     ids, attention = text(4, 20, tokenizer)
     masked, labels = mask_tokens(ids, attention, tokenizer, seeded(4), probability=0.0)
     assert torch.equal(masked, ids)

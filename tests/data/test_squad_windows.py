@@ -35,15 +35,15 @@ def test_an_official_file_is_read(read):
     ("data", "message"),
     [
         ('{"data": [\n}', "line 2 column 1: broken JSON"),
-        ('{"articles": []}', "field 'data' is missing, expected a list"),
+        ('{"articles": []}', "field 'data' is missing, expected list"),
         ('{"data": []}', "has no questions"),
         ('{"data": [{"title": "t"}]}', "article 0: field 'paragraphs' is missing"),
         ('{"data": [{"paragraphs": [{"qas": []}]}]}', "article 0 paragraph 0: field 'context' is missing"),
         (content(question=None), "article 0 paragraph 0 question 0: field 'question' is missing"),
-        (content(id=7), "question 0: field 'id' is a int, expected a str"),
+        (content(id=7), "question 0: field 'id' is int, expected str"),
         (content(answers=[{"text": "dull"}]), "field 'answer_start' is missing"),
-        (content(answers=[{"text": "dull", "answer_start": 30}]), "at answer_start 30 the context reads 'not ', not 'dull'"),
-        (content(answers=[{"text": "a", "answer_start": -1}]), "at answer_start -1 the context reads 'a', not 'a'"),
+        (content(answers=[{"text": "dull", "answer_start": 30}]), "answer_start 30 the context reads 'not ', not 'dull'"),
+        (content(answers=[{"text": "a", "answer_start": -1}]), "at answer_start -1 the context reads nothing, not 'a'"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named_with_the_place_inside(data, message, read):

@@ -1,4 +1,4 @@
-"""Vocabularies: trained the same everywhere, loaded from whatever a model folder holds, checked against an embedding."""
+"""Vocabularies: trained the same everywhere, loaded from whatever a folder holds, checked against an embedding."""
 
 import json
 import shutil
