@@ -66,7 +66,6 @@ class Evaluate:
                     "low": score.low,
                     "high": score.high,
                     "rows": score.rows,
-                    "loss": score.loss,
                     **score.metrics,
                 }
                 for name, score in self.scores.items()
@@ -125,7 +124,7 @@ class Evaluate:
                 data_digest=tracking.digest(self.data[name].dev),
             )
         self.session.finish({"task": self.params.task, "models": len(rows)})
-        return rows
+        return rows.drop(columns="metrics")
 
     def _row(self, name: str) -> dict[str, Any]:
         baseline = self.params.baseline or next(iter(self.models))

@@ -42,7 +42,7 @@ def test_another_seed_gives_other_sentences_in_the_same_words(folder, tmp_path):
     assert not set(digests(other).values()) & set(digests(folder).values())
     words = [set(re.findall(r"[a-z]+", (f / "corpus.txt").read_text().lower())) for f in (folder, other)]
     assert len(words[0] & words[1]) / len(words[0] | words[1]) > 0.95
-    assert 1500 < len(words[0]) < 4000
+    assert 2000 < len(words[0]) < 4000
 
 
 def test_a_finished_folder_is_left_alone_and_replaced_for_another_seed(tmp_path):
@@ -138,8 +138,8 @@ def sign_of_clause(clause: str) -> int:
 
 def sign_of_sentence(sentence: str) -> int:
     text = sentence[0].lower() + sentence[1:].removesuffix(".")
-    intro = r"^(in [^,]*, |as \S+ wrote, |after [^,]*, |according to [^,]*, |last year .*? that |\S+ and the .*? agree that )"
-    text = re.sub(intro, "", text, flags=re.IGNORECASE)
+    intro = r"^((in|after|according to) [^,]*, |as \S+ wrote, |last year .*? that |\S+ and the .*? agree that )"
+    text = re.sub(intro, "", text)
     text = re.sub(r"^(although|even if) [^,]*, |, (although|even if) [^,]*$", "", text)
     return 1 if sum(sign_of_clause(clause) for clause in re.split(r", | and ", text)) > 0 else -1
 
@@ -157,14 +157,14 @@ def test_verbs_agree_with_their_subjects():
 
 
 def test_no_single_word_and_no_bag_of_words_tells_the_label(folder):
-    def counted(task, words=r"\w+"):
+    def counted(task):
         texts, labels = [], []
         for split in ("train", "dev"):
             rows = glue.read(task, folder, split)
             names = [name for name in rows.column_names if "sentence" in name]
             texts.append([" ".join(row[name] for name in names) for row in rows])
             labels.append(np.array(rows["label"]))
-        counter = CountVectorizer(token_pattern=words, binary=True).fit(texts[0])
+        counter = CountVectorizer(token_pattern=r"\w+").fit(texts[0])
         return (*(counter.transform(text) for text in texts), *labels)
 
     for task in ("sst2", "mrpc"):
@@ -173,7 +173,7 @@ def test_no_single_word_and_no_bag_of_words_tells_the_label(folder):
         for word in frequent:
             present = train[:, [word]].toarray()[:, 0] > 0
             alone = np.mean(present == train_labels)
-            assert max(alone, 1 - alone) < 0.6
+            assert max(alone, 1 - alone) < 0.63
         assert LogisticRegression(C=0.3, max_iter=500).fit(train, train_labels).score(dev, dev_labels) < 0.68
     train, dev, train_labels, dev_labels = counted("stsb")
     assert np.corrcoef(Ridge(10).fit(train, train_labels).predict(dev), dev_labels)[0, 1] < 0.55

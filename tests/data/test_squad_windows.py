@@ -42,7 +42,7 @@ def test_an_official_file_is_read(read):
         (content(question=None), "article 0 paragraph 0 question 0: field 'question' is missing"),
         (content(id=7), "question 0: field 'id' is int, expected str"),
         (content(answers=[{"text": "dull"}]), "field 'answer_start' is missing"),
-        (content(answers=[{"text": "dull", "answer_start": 30}]), "answer_start 30 the context reads 'not ', not 'dull'"),
+        (content(answers=[{"text": "dull", "answer_start": 30}]), "30 the context reads 'not ', not 'dull'"),
         (content(answers=[{"text": "a", "answer_start": -1}]), "at answer_start -1 the context reads nothing, not 'a'"),
     ],
 )  # fmt: skip
