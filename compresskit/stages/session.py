@@ -32,7 +32,7 @@ class Session:
             torch.set_num_threads(threads)
         matmul = choose_float32_matmul()
         key = params.task_key(stage)
-        self.folder = tracking.project_root() / "mlruns" / "work" / key
+        self.folder = tracking.project_root() / "mlruns" / "unfinished" / key
         self.folder.mkdir(parents=True, exist_ok=True)
         self.run = tracking.start(
             stage,
