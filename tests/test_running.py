@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -120,7 +121,15 @@ def test_a_killed_kernel_is_a_failure_and_the_retry_goes_on_with_its_run(toy):
     assert len(tracking.history(failed.value.run_id)) == 3  # steps logged twice count once
 
 
-def test_ctrl_c_marks_the_run_killed_and_stops_the_kernel(toy):
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C arrives: a suite that a shell started in the background inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_marks_the_run_killed_and_stops_the_kernel(toy, listening):
     def interrupt() -> None:
         wait_for(toy.home / "waiting")
         os.kill(os.getpid(), signal.SIGINT)
