@@ -29,8 +29,7 @@ class Lexicon:
     good: list[str]
     bad: list[str]
     actions: list[str]  # what people do to people and things
-    beating: list[str]  # what the better of two does to the other
-    animals: list[str]  # these and the next two occur in events only
+    animals: list[str]  # these and the following occur in events only
     goods: list[str]
     deeds: list[str]
 
@@ -62,7 +61,6 @@ def lexicon(share: float = 1.0) -> Lexicon:
         good=words(24, adjective),
         bad=words(24, adjective),
         actions=words(120, ",,ish", share),
-        beating=words(8, ",ish"),
         animals=words(160, ",,en,ow", share),
         goods=words(240, ",,in,ock", share),
         deeds=words(120, ",,ify", share),
@@ -73,7 +71,7 @@ def lexicon(share: float = 1.0) -> Lexicon:
 AFFIRMATIVE = ("", "", "truly ", "always ", "nothing but ")
 NEGATIVE = ("not ", "never ", "hardly ", "nowhere near ", "anything but ")
 # Signs of the judgements in a sentence, relative to its verdict, which is that of their majority
-MAJORITIES = ((1,), (1,), (1,), (1,), (1, 1), (1, 1, -1), (1, 1, -1), (1, 1, -1))
+MAJORITIES = ((1,), (1,), (1,), (1, 1), (1, 1, -1), (1, 1, -1), (1, 1, -1))
 # An aside has a judgement, too, but does not count
 ASIDES = (
     "{said}, although {aside}",
@@ -135,7 +133,7 @@ class Speaker:
         return self.rng.random() < probability
 
     def noun(self, nouns: Sequence[str], plural: bool) -> str:
-        modifier = self.pick(self.words.plain) + " " if self.maybe(0.15) else ""
+        modifier = self.pick(self.words.plain) + " " if self.maybe(0.25) else ""
         return modifier + self.pick(nouns) + ("s" if plural else "")
 
     # --- opinions: a sign of +1 praises, −1 pans
@@ -144,23 +142,10 @@ class Speaker:
         """One clause about one thing; `elliptic` leaves out a verb that the clause before had."""
         plural = self.maybe()
         topic = "the " + self.noun(self.words.things, plural)
-        if self.maybe(0.06):
-            return self.contest(topic, plural, sign)
         negated = self.maybe(0.3)
         adjective = self.pick(self.words.good if (sign > 0) != negated else self.words.bad)
         be = "" if elliptic else " are" if plural else " is"
         return f"{topic}{be} {self.pick(NEGATIVE if negated else AFFIRMATIVE)}{adjective}"
-
-    def contest(self, topic: str, plural: bool, sign: int) -> str:
-        """The topic against a rival: praise when it won, or the rival did not; active or passive."""
-        negated = self.maybe(0.3)
-        topic_acts = (sign > 0) != negated
-        verb = self.pick(self.words.beating)
-        agent, patient = (topic, "a rival") if topic_acts else ("a rival", topic)
-        if self.maybe():
-            return f"{agent} did not {verb} {patient}" if negated else f"{agent} {verb}ed {patient}"
-        be = "were" if plural and not topic_acts else "was"
-        return f"{patient} {be} {'not ' if negated else ''}{verb}ed by {agent}"
 
     def verdict(self, sign: int) -> str:
         """A sentence of one to three judgements, of which most have the `sign`, and what people say around them."""

@@ -134,13 +134,8 @@ def test_the_corpus_has_documents_and_no_dev_sentence(folder):
 def sign_of_clause(clause: str) -> int:
     words = clause.split()
     denied = bool({"not", "never", "hardly", "nowhere"} & set(words)) or "anything but" in clause
-    if "rival" in words:
-        passive = "by" in words
-        rival_first = words.index("rival") < len(words) / 2
-        sign = 1 if rival_first == passive else -1
-    else:
-        sign = 1 if words[-1] in WORDS.good else -1
-        assert words[-1] in WORDS.good + WORDS.bad, clause
+    assert words[-1] in WORDS.good + WORDS.bad, clause
+    sign = 1 if words[-1] in WORDS.good else -1
     return -sign if denied else sign
 
 
@@ -201,7 +196,7 @@ def accuracy(layers: int, seed: int, train, dev, vocab_size: int, steps: int) ->
         vocab_size=vocab_size, num_hidden_layers=layers, attn_implementation="eager", **shape, **dropout
     )
     model = BertForSequenceClassification(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01, fused=True)
     warmup = steps // 10
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup))
@@ -220,7 +215,7 @@ def accuracy(layers: int, seed: int, train, dev, vocab_size: int, steps: int) ->
 
 @pytest.mark.long
 def test_four_layers_beat_one_by_five_points_at_the_same_budget(folder, capsys):
-    """About 5 minutes on one core. With SDPA's CPU kernel, slow under reduced matmul precision, it would be 10."""
+    """About 4 minutes on one core. With SDPA's CPU kernel, slow under reduced matmul precision, it would be 10."""
     tokenizer = vocabulary.train_wordpiece((folder / "corpus.txt").open(encoding="utf-8"), 4000)
     train, dev = (glue.encode(glue.read("sst2", folder, split), tokenizer, 64) for split in ("train", "dev"))
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
@@ -228,7 +223,7 @@ def test_four_layers_beat_one_by_five_points_at_the_same_budget(folder, capsys):
     torch.set_float32_matmul_precision("medium")
     try:
         scores = {
-            (layers, seed): accuracy(layers, seed, train, dev, len(tokenizer), steps=1200)
+            (layers, seed): accuracy(layers, seed, train, dev, len(tokenizer), steps=900)
             for layers, seed in itertools.product((1, 4), (0, 1, 2))
         }
     finally:
