@@ -48,7 +48,7 @@ def collect(task: str, command: str) -> dict[str, Any]:
     """The rows of a leaderboard with predictions per dev row and raw timings, from the run that evaluated them."""
     rows = leaderboard(task)
     run_id = rows["evaluated_by"].iloc[0]
-    rows = rows[rows["evaluated_by"] == run_id]
+    rows = rows[rows["evaluated_by"] == run_id].drop(columns="evaluated_from")  # a path of this machine
     params = tracking.run_params(run_id)
     predictions = {name: tracking.read_json(run_id, f"predictions/{name}.json") for name in rows["model"]}
     latencies = tracking.read_json(run_id, "latency.json")
@@ -80,7 +80,7 @@ def table(data: dict[str, Any]) -> str:
     for row in data["rows"]:
         shown = {name: row.get(name) for name in COLUMNS}
         shown["interval"] = f"{row['score_low_pct']:.1f} – {row['score_high_pct']:.1f}"
-        shown["front"] = "yes" if row["front"] else ""
+        shown |= {"rows": int(row["rows"]), "front": "yes" if row["front"] else ""}
         cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in shown.values()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -113,7 +113,7 @@ and evaluated {made}. Dev rows were read once, at the end; checkpoints were chos
 {ties(data)}
 
 Latency: batch {conditions["batch_size"]}, {conditions["seq_len"]} tokens, {conditions["threads"]} thread(s), on
-{machine["cpu"]} with torch {machine["torch"]}, float32 matmul precision {machine["float32_matmul_precision"]}; all
+{machine["cpu"]} with torch {machine["torch"]} and float32 matmul precision {machine["float32_matmul_precision"]}; all
 models by turns in one process. Sparsity counts zeros in the six matrices of every encoder layer; pruned models run
 dense here, so their zeros save no time yet.
 
