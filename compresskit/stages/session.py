@@ -49,7 +49,7 @@ class Session:
 
     def state(self, part: str = "train") -> TrainingState:
         """Where a training loop of this run saves itself."""
-        return TrainingState(self.folder / part)
+        return TrainingState(self.folder / part, before_save=self.run.flush)
 
     def observe(self, step: int, numbers: Mapping[str, float]) -> None:
         """Log the numbers of one step."""

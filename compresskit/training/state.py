@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,9 +30,10 @@ class TrainingState:
     position in the data is not stored: batches are a function of seed and step.
     """
 
-    def __init__(self, folder: Path, every_seconds: float = 60.0):
+    def __init__(self, folder: Path, every_seconds: float = 60.0, before_save: Callable[[], object] | None = None):
         self.path = Path(folder) / "state.pt"
         self.every_seconds = every_seconds
+        self.before_save = before_save  # what must not be behind the save, such as numbers that wait to be logged
         self._last = time.monotonic()
 
     def restore(self, parts: dict[str, Stateful]) -> int:
@@ -66,6 +68,8 @@ class TrainingState:
 
     def save(self, step: int, parts: dict[str, Stateful]) -> None:
         """Replace the file. Raises OSError with the remedy when that fails; the last save then still stands."""
+        if self.before_save is not None:
+            self.before_save()
         saved = {
             "step": step,
             "parts": {name: part.state_dict() for name, part in parts.items()},
