@@ -7,15 +7,15 @@ V vocabulary, C classes. Parameter names are those of transformers' BERT, so tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
+from compresskit.kernels import attention
 from compresskit.models.config import CompactBertConfig
 from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows
 
@@ -26,13 +26,27 @@ ORIGINAL_MASK = -10000.0
 
 @dataclass
 class EncoderOutput(ModelOutput):
-    """Hidden states: the embedding's output, then each layer's, (B, S, H). Attentions and scores: (B, A, S, S)."""
+    """Hidden states: the embedding's output, then each layer's, (B, S, H). Attentions and scores: (B, A, S, S).
+
+    Query and key states: (B, A, S, D) of each layer.
+    """
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     attention_scores: tuple[Tensor, ...] | None = None
+    query_states: tuple[Tensor, ...] | None = None
+    key_states: tuple[Tensor, ...] | None = None
+
+
+class Inside(NamedTuple):
+    """What one layer's attention computed. Scores (before the mask) and probabilities only where they were built."""
+
+    queries: Tensor
+    keys: Tensor
+    scores: Tensor | None
+    probabilities: Tensor | None
 
 
 class Embeddings(nn.Module):
@@ -70,9 +84,10 @@ class SelfAttention(nn.Module):
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None, heads: int, rows: Any, explicit: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """hidden: (B, S, H); mask: additive, (B, 1, 1, S).  Returns context (B, S, A·D), and scores before the mask
-        and probabilities, (B, A, S, S), where `explicit`.
+    ) -> tuple[Tensor, Inside]:
+        """hidden: (B, S, H); mask: additive, (B, 1, 1, S); explicit: build scores and probabilities, (B, A, S, S).
+
+        Returns the context, (B, S, A·D), and what it was computed from.
         """
         query, key, value = (
             linear(hidden, rows).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -85,8 +100,8 @@ class SelfAttention(nn.Module):
             context = self.dropout(probabilities) @ value
         else:
             dropout = self.dropout.p if self.training else 0.0
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return context.transpose(1, 2).flatten(2), scores, probabilities
+            context = attention.fused(query, key, value, mask, dropout)
+        return context.transpose(1, 2).flatten(2), Inside(query, key, scores, probabilities)
 
 
 class AddAndNorm(nn.Module):
@@ -137,16 +152,16 @@ class Layer(nn.Module):
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None, shape: CompactBertConfig, explicit: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """hidden: (B, S, H) of the config `shape`.  Returns the states, and scores and probabilities if `explicit`."""
+    ) -> tuple[Tensor, Inside]:
+        """hidden: (B, S, H) of the config `shape`.  Returns the states and the inside of the attention."""
         rows = head_rows(self.config, shape, self.index)
         if isinstance(rows, Tensor):
             rows = rows.to(hidden.device)
         heads = shape.per_layer("num_attention_heads")[self.index]
-        context, scores, probabilities = self.attention.self(hidden, mask, heads, rows, explicit)
+        context, inside = self.attention.self(hidden, mask, heads, rows, explicit)
         hidden = self.attention.output(context, hidden, rows)
         wide = self.intermediate(hidden, shape.per_layer("intermediate_size")[self.index])
-        return self.output(wide, hidden), scores, probabilities
+        return self.output(wide, hidden), inside
 
 
 class Encoder(nn.Module):
@@ -167,14 +182,6 @@ class Pooler(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (B, S, H).  Returns (B, H)."""
         return self.dense(hidden[:, 0], hidden.shape[-1]).tanh()
-
-
-def _fused_attention_is_slow(device: torch.device) -> bool:
-    """Torch's fused attention on the CPU multiplies small blocks, for which oneDNN ("medium") takes 3 times as long.
-
-    The explicit form is then the faster one at every length (benchmarks/float32_matmul).
-    """
-    return device.type == "cpu" and torch.get_float32_matmul_precision() != "highest"
 
 
 class CompactBertPreTrainedModel(PreTrainedModel):
@@ -224,14 +231,16 @@ class CompactBertModel(CompactBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         output_attention_scores: bool = False,
+        output_query_key_states: bool = False,
         faithful: bool = False,
     ) -> EncoderOutput:
         """input_ids, token_type_ids, attention_mask (1 = real token): (B, S); no mask: all real, no types: all 0.
 
         subnet: run only this smaller network inside the weights. output_attentions asks for probabilities,
         output_attention_scores for the scores before the softmax, masked keys lowered by 10⁴; both compute attention
-        explicitly. faithful: as AutoTinyBERT's released pre-training called it, with mask and token types in each
-        other's place and masked keys lowered by 10⁴ in the softmax too.
+        explicitly. output_query_key_states asks for what the scores are products of. faithful: as AutoTinyBERT's
+        released pre-training called it, with mask and token types in each other's place and masked keys lowered by 10⁴
+        in the softmax too.
         Raises ValueError for a subnet that does not fit and for sequences longer than the position table.
         """
         config = self.config
@@ -248,8 +257,14 @@ class CompactBertModel(CompactBertPreTrainedModel):
         if faithful:
             attention_mask, token_type_ids = token_type_ids, attention_mask
         asked = want_attentions or output_attention_scores or config._attn_implementation == "eager"
-        explicit = asked or _fused_attention_is_slow(input_ids.device)
-        if torch.is_grad_enabled() and attention_mask is not None and not explicit:
+        gradients = torch.is_grad_enabled()
+        explicit = asked or not attention.fused_is_faster(
+            input_ids.shape[1],
+            input_ids.device,
+            gradients=gradients,
+            dropout=config.attention_probs_dropout_prob if self.training else 0.0,
+        )
+        if gradients and attention_mask is not None and not explicit:
             # torch's fused attention on the CPU has wrong gradients for a row without any real token
             explicit = not bool(attention_mask.any(-1).all())
 
@@ -260,18 +275,24 @@ class CompactBertModel(CompactBertPreTrainedModel):
             original_mask = masked * ORIGINAL_MASK
             mask = original_mask if faithful else masked * torch.finfo(hidden.dtype).min
 
-        all_hidden, all_attentions, all_scores = [hidden], [], []
+        all_hidden, all_attentions, all_scores, all_queries, all_keys = [hidden], [], [], [], []
         for layer in self.encoder.layer[: shape.num_hidden_layers]:
-            hidden, scores, probabilities = layer(hidden, mask, shape, explicit)
+            hidden, inside = layer(hidden, mask, shape, explicit)
             all_hidden.append(hidden)
-            if output_attention_scores:
-                all_scores.append(scores if original_mask is None else scores + original_mask)
-            if want_attentions:  # kept only where asked for: (B, A, S, S) per layer
-                all_attentions.append(probabilities)
+            if output_attention_scores:  # kept only where asked for, as the rest: (B, A, S, S) per layer
+                all_scores.append(inside.scores if original_mask is None else inside.scores + original_mask)
+            if want_attentions:
+                all_attentions.append(inside.probabilities)
+            if output_query_key_states:
+                all_queries.append(inside.queries)
+                all_keys.append(inside.keys)
+            del inside
         return EncoderOutput(
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),
             hidden_states=tuple(all_hidden) if want_hidden else None,
             attentions=tuple(all_attentions) if want_attentions else None,
             attention_scores=tuple(all_scores) if output_attention_scores else None,
+            query_states=tuple(all_queries) if output_query_key_states else None,
+            key_states=tuple(all_keys) if output_query_key_states else None,
         )

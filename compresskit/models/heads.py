@@ -42,6 +42,8 @@ class HeadOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     attention_scores: tuple[Tensor, ...] | None = None
+    query_states: tuple[Tensor, ...] | None = None
+    key_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -54,6 +56,8 @@ class PreTrainingOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     attention_scores: tuple[Tensor, ...] | None = None
+    query_states: tuple[Tensor, ...] | None = None
+    key_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -66,6 +70,8 @@ class QuestionAnsweringOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     attention_scores: tuple[Tensor, ...] | None = None
+    query_states: tuple[Tensor, ...] | None = None
+    key_states: tuple[Tensor, ...] | None = None
 
 
 class PredictionTransform(nn.Module):
@@ -119,7 +125,8 @@ def labelled_loss(predictions: Predictions, hidden: Tensor, labels: Tensor) -> T
 
 
 def _rest(encoded: EncoderOutput) -> dict[str, Any]:
-    return {name: encoded.get(name) for name in ("hidden_states", "attentions", "attention_scores")}
+    names = ("hidden_states", "attentions", "attention_scores", "query_states", "key_states")
+    return {name: encoded.get(name) for name in names}
 
 
 class CompactBertForPreTraining(CompactBertPreTrainedModel):
