@@ -62,12 +62,34 @@ def inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
 
+LAYERS = {"output_hidden_states": True, "output_query_key_states": True}  # what `layer_losses` asks of both models
+
+
+def layer_losses(
+    own: Any, target: Any, mapping: Sequence[int], project: nn.Module | None, batch: Batch, padded: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Attention and hidden-state loss of the outputs of student and teacher.
+
+    Means run over real tokens; padded: over padding too, as in TinyBERT's code, so that they depend on its amount.
+    """
+    mask = batch["attention_mask"]
+    ours, theirs = (list(zip(o.query_states, o.key_states, strict=True)) for o in (own, target))
+    attention = attention_score_mse(ours, theirs, mapping, mask, padded)
+    hidden = hidden_state_mse(own.hidden_states, target.hidden_states, mapping, project, None if padded else mask)
+    return attention, hidden
+
+
 def intermediate(
-    student: PreTrainedModel, teacher: PreTrainedModel, mapping: Sequence[int], project: nn.Module | None
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    mapping: Sequence[int],
+    project: nn.Module | None,
+    padded: bool = False,
 ) -> Losses:
     """Losses of the first step: attention scores and hidden states. The teacher is in evaluation mode throughout.
 
-    Raises ValueError where the mapping, the heads or, without `project`, the widths do not go together.
+    padded: as in `layer_losses`. Raises ValueError where the mapping, the heads or, without `project`, the widths do
+    not go together.
     """
     check_mapping(mapping, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     check_heads(student.config, teacher.config, mapping)
@@ -79,12 +101,10 @@ def intermediate(
     teacher.eval()
 
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
-        asked = {"output_hidden_states": True, "output_attention_scores": True}
         with torch.no_grad():
-            target = teacher.base_model(**inputs(batch), **asked)
-        own = student.base_model(**inputs(batch), **asked)
-        attention = attention_score_mse(own.attention_scores, target.attention_scores, mapping)
-        hidden = hidden_state_mse(own.hidden_states, target.hidden_states, mapping, project)
+            target = teacher.base_model(**inputs(batch), **LAYERS)
+        own = student.base_model(**inputs(batch), **LAYERS)
+        attention, hidden = layer_losses(own, target, mapping, project, batch, padded)
         return {"loss": attention + hidden, "attention_loss": attention.detach(), "hidden_loss": hidden.detach()}
 
     return losses

@@ -43,13 +43,15 @@ def fit(
     after_step: Callable[[int], None] | None = None,
     evaluate: Callable[[], float | None] | None = None,
     eval_every: int = 0,
+    max_grad_norm: float = 1.0,
     observe: Observer = ignore,
 ) -> Best:
     """Train `model` in place for `num_steps` optimizer steps, going on from `state` where it holds an earlier part.
 
     parts: whatever else `losses` and `after_step` change (a projection, a pruner), to be saved along. evaluate gives
     the score of the model as it is (higher is better; None: no contender), asked every `eval_every` steps and at the
-    end; the best weights are then put back. Without it the last weights stand. observe gets the step and its numbers.
+    end; the best weights are then put back. Without it the last weights stand. max_grad_norm: bound on the norm of the
+    whole gradient; infinity where the optimizer clips. observe gets the step and its numbers.
     Raises FloatingPointError when the loss or its gradient stops being a number, before the weights are touched.
     """
     best = Best()
@@ -68,7 +70,7 @@ def fit(
                 raise FloatingPointError(f"the loss is {loss} at step {step} of {label}; lower learning_rate")
 
             values["loss"].backward()
-            grad_norm = float(nn.utils.clip_grad_norm_(trained, max_norm=1.0))
+            grad_norm = float(nn.utils.clip_grad_norm_(trained, max_norm=max_grad_norm))
             if not math.isfinite(grad_norm):
                 raise FloatingPointError(f"the gradient is {grad_norm} at step {step} of {label}; lower learning_rate")
             learning_rate = float(scheduler.get_last_lr()[0])  # of this step

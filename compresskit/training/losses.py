@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MASKED = -100.0  # scores at or below this belong to masked keys
+from compresskit.kernels.score_mse import score_mse
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -24,29 +24,49 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
 
 
 def hidden_state_mse(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], mapping: Sequence[int], projection: nn.Module | None = None
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    mapping: Sequence[int],
+    projection: nn.Module | None = None,
+    attention_mask: Tensor | None = None,
 ) -> Tensor:
     """TinyBERT's representation loss, Σ_i mse(W·student_i + b, teacher_mapping[i]), i = 0 being the embedding's output.
 
-    student, teacher: hidden states (B, S, H), H equal unless `projection` maps the student's to the teacher's. The mean
-    runs over all elements, padding included.  Returns a scalar.
+    student, teacher: hidden states (B, S, H), H equal unless `projection` maps the student's to the teacher's: one
+    module for all of them, or a list with one for each. attention_mask: (B, S); the mean then runs over real tokens,
+    without it over all elements, padding included, as in TinyBERT's code.  Returns a scalar.
     """
-    states = student if projection is None else [projection(state) for state in student]
-    return torch.stack([F.mse_loss(s, teacher[t]) for s, t in zip(states, mapping, strict=True)]).sum()
+    real = None if attention_mask is None else attention_mask.flatten().nonzero().squeeze(1)
+    projections = projection if isinstance(projection, nn.ModuleList) else [projection] * len(mapping)
+    total = []
+    for own, target, project in zip(student, mapping, projections, strict=True):
+        ours, theirs = (_rows(states, real) for states in (own, teacher[target]))
+        total.append(F.mse_loss(ours if project is None else project(ours), theirs.to(ours.dtype)))
+    return torch.stack(total).sum()
 
 
-def attention_score_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], mapping: Sequence[int]) -> Tensor:
-    """TinyBERT's attention loss, Σ_i mse(z(student_i), z(teacher_mapping[i])), layers counted from 1 in `mapping`.
+def _rows(states: Tensor, real: Tensor | None) -> Tensor:
+    """(B, S, H) as rows of tokens, those at the positions `real` only."""
+    rows = states.flatten(0, 1)
+    return rows if real is None or len(real) == len(rows) else rows.index_select(0, real)
 
-    student, teacher: scores before the softmax, (B, A, S, S), masked keys far below zero; z sets these to 0. `mapping`
-    is that of the hidden states, its first entry (the embedding) is skipped.  Returns a scalar.
+
+def attention_score_mse(
+    student: Sequence[tuple[Tensor, Tensor]],
+    teacher: Sequence[tuple[Tensor, Tensor]],
+    mapping: Sequence[int],
+    attention_mask: Tensor,
+    padded_queries: bool = False,
+) -> Tensor:
+    """TinyBERT's attention loss, Σ_i mse(student_i, teacher_mapping[i]) of scores before the softmax.
+
+    student, teacher: queries and keys of each layer, (B, A, S, D); `mapping` is that of the hidden states, its first
+    entry (the embedding) is skipped. The scores themselves are never built; attention_mask and padded_queries as in
+    `kernels.score_mse`. TinyBERT's code also leaves out scores of real keys below -100, which do not occur in a
+    working model; here they count.  Returns a scalar.
     """
-    pairs = [(s, teacher[t - 1]) for s, t in zip(student, mapping[1:], strict=True)]
-    for s, t in pairs:
-        if s.shape != t.shape:  # one head would be compared with all of the other's
-            raise ValueError(f"student scores {tuple(s.shape)} and teacher scores {tuple(t.shape)} differ in shape")
-    return torch.stack([F.mse_loss(_unmasked(s), _unmasked(t)) for s, t in pairs]).sum()
-
-
-def _unmasked(scores: Tensor) -> Tensor:
-    return scores.masked_fill(scores <= MASKED, 0.0)
+    total = []
+    for (q_s, k_s), target in zip(student, mapping[1:], strict=True):
+        q_t, k_t = (states.to(q_s.dtype) for states in teacher[target - 1])
+        total.append(score_mse(q_s, k_s, q_t, k_t, attention_mask, padded_queries))
+    return torch.stack(total).sum()

@@ -84,26 +84,31 @@ def scores(model: nn.Module, states: tuple[Tensor, ...], layer: int) -> Tensor:
     return raw + (1 - BATCH["attention_mask"])[:, None, None, :] * -10_000.0
 
 
-def by_formula(student, teacher, mapping: list[int], project) -> tuple[Tensor, Tensor]:
-    """Attention and hidden-state loss, term by term."""
+def by_formula(student, teacher, mapping: list[int], project, padded: bool = False) -> tuple[Tensor, Tensor]:
+    """Attention and hidden-state loss, term by term, as means over real tokens, or over padding too."""
+    real = BATCH["attention_mask"].bool()
+    pairs = (real[:, None, :, None] & real[:, None, None, :]).expand(-1, student.config.num_attention_heads, -1, -1)
     own, theirs = (m.bert(**distill.inputs(BATCH), output_hidden_states=True).hidden_states for m in (student, teacher))
     attention = hidden = torch.zeros((), dtype=torch.float64)
     for i, t in enumerate(mapping):
         mapped = own[i] if project is None else own[i] @ project.weight.T + project.bias
-        hidden = hidden + (mapped - theirs[t]).square().mean()
+        squares = (mapped - theirs[t]).square()
+        hidden = hidden + (squares if padded else squares[real]).mean()
         if i:
             z = [torch.where(s > -100, s, 0.0) for s in (scores(student, own, i), scores(teacher, theirs, t))]
-            attention = attention + (z[0] - z[1]).square().mean()
+            squares = (z[0] - z[1]).square()
+            attention = attention + (squares if padded else squares[pairs]).mean()
     return attention, hidden
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["real tokens", "padding too"])
 @pytest.mark.parametrize(("student_width", "mapping"), [(8, [0, 2, 4]), (6, [0, 2, 4]), (6, [0, 3, 1])], ids=str)
-def test_the_intermediate_loss_and_its_gradients_are_tinyberts(student_width, mapping):
+def test_the_intermediate_loss_and_its_gradients_are_tinyberts(student_width, mapping, padded):
     teacher, student = task_model(0, 4, 8), task_model(1, 2, student_width)
     project = distill.projection(student_width, 8)
     project = project and project.double()
-    values = distill.intermediate(student, teacher, mapping, project)(BATCH, 1)
-    attention, hidden = by_formula(student, teacher, mapping, project)
+    values = distill.intermediate(student, teacher, mapping, project, padded)(BATCH, 1)
+    attention, hidden = by_formula(student, teacher, mapping, project, padded)
     torch.testing.assert_close(values["attention_loss"], attention.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(values["hidden_loss"], hidden.detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(values["loss"], attention + hidden, rtol=0, atol=1e-12)

@@ -65,37 +65,45 @@ def test_equal_widths_are_compared_as_they_are():
     torch.testing.assert_close(hidden_state_mse(student, teacher, [0, 2]), expected, rtol=0, atol=1e-14)
 
 
-def test_scores_of_masked_keys_count_as_zero_and_get_no_gradient():
-    student, teacher = draw(2, 3, 4, 4), draw(2, 3, 4, 4, seed=1)
-    masked = torch.zeros(2, 1, 1, 4, dtype=torch.float64)
-    masked[1, ..., 2:] = -10_000
-    with torch.no_grad():
-        student[0, 0, 0, 0] = -100.0  # the border itself counts as masked
-        student[0, 0, 0, 1] = -99.0
-    loss = attention_score_mse([student + masked], [teacher + masked], [0, 1])
-
-    total = 0.0
-    for index in np.ndindex(2, 3, 4, 4):
-        s, t = ((x + masked)[index].item() for x in (student, teacher))
-        total += ((s if s > -100 else 0) - (t if t > -100 else 0)) ** 2
-    assert loss.item() == pytest.approx(total / (2 * 3 * 4 * 4), abs=1e-10)
+def test_over_real_tokens_padding_takes_no_part_and_gets_no_gradient():
+    student, teacher = [draw(2, 5, 3)], [draw(2, 5, 3, seed=1)]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    loss = hidden_state_mse(student, teacher, [0], None, mask)
+    squares = (student[0] - teacher[0]).detach().square()
+    assert loss.item() == pytest.approx(squares[mask.bool()].mean().item(), abs=1e-14)
     loss.backward()
-    assert not student.grad[1, ..., 2:].any()
-    assert student.grad[0, 0, 0, 0] == 0
-    assert student.grad[0, 0, 0, 1] != 0
+    assert not student[0].grad[1, 2:].any()
+    assert student[0].grad[1, :2].all()
+
+
+def test_a_list_of_projections_has_one_for_each_hidden_state():
+    student, teacher = [draw(2, 5, 3, seed=i) for i in range(2)], [draw(2, 5, 4, seed=10 + i) for i in range(2)]
+    project = nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4)]).double()
+    expected = sum((p(s) - t).square().mean() for p, s, t in zip(project, student, teacher, strict=True))
+    torch.testing.assert_close(hidden_state_mse(student, teacher, [0, 1], project), expected, rtol=0, atol=1e-14)
+
+
+def heads(layers: int, seed: int, columns: int) -> list[tuple[Tensor, Tensor]]:
+    """Queries and keys (2, 3, 4, columns) of each layer."""
+    return [tuple(draw(2, 3, 4, columns, seed=seed + 2 * i + n) for n in range(2)) for i in range(layers)]
 
 
 def test_attention_layers_count_from_one_and_the_embeddings_entry_is_skipped():
-    student, teacher = [draw(1, 2, 3, 3, seed=i) for i in range(2)], [draw(1, 2, 3, 3, seed=10 + i) for i in range(4)]
-    expected = (student[0] - teacher[0]).square().mean() + (student[1] - teacher[3]).square().mean()
-    torch.testing.assert_close(attention_score_mse(student, teacher, [0, 1, 4]), expected, rtol=0, atol=1e-14)
+    student, teacher = heads(2, 0, 5), heads(4, 20, 7)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    expected = 0.0
+    for (q_s, k_s), (q_t, k_t) in ((student[0], teacher[0]), (student[1], teacher[3])):
+        squares = (q_s @ k_s.mT / 5**0.5 - q_t @ k_t.mT / 7**0.5).square()
+        expected += squares[0].sum() + squares[1, :, :3, :3].sum()
+    loss = attention_score_mse(student, teacher, [0, 1, 4], mask)
+    torch.testing.assert_close(loss, expected / (3 * (16 + 9)), rtol=1e-12, atol=0)
 
 
 def test_other_heads_are_refused_instead_of_being_stretched():
-    with pytest.raises(
-        ValueError, match=r"student scores \(2, 1, 4, 4\) and teacher scores \(2, 3, 4, 4\) differ in shape"
-    ):
-        attention_score_mse([draw(2, 1, 4, 4)], [draw(2, 3, 4, 4)], [0, 1])
+    mask = torch.ones(2, 4, dtype=torch.long)
+    one = [tuple(t[:, :1] for t in heads(1, 0, 4)[0])]
+    with pytest.raises(ValueError, match="batch, heads and length must agree"):
+        attention_score_mse(one, heads(1, 5, 4), [0, 1], mask)
 
 
 def test_a_mapping_of_another_length_is_refused():
