@@ -31,7 +31,13 @@ from torch import Tensor
 
 # The kinds that have a test. A kind is how the names of its cases begin; an issue adds its own until a system is whole.
 CLAIMED = {
-    "tinybert": ("forward",),
+    "tinybert": (
+        "forward",
+        "pretraining_forward",
+        "bertadam",
+        "general_distill",
+        "train_",
+    ),
     "autotinybert": (
         "superbert_mlm",
         "superbert_kd",
@@ -51,6 +57,8 @@ GIVEN_ARRAYS = re.compile(
 # JSON by the name of the field, with all that is below it: what ran, on which network, within which tolerance.
 GIVEN_FIELDS = re.compile(
     r"case|system|ran|what|note|seed|(.+_)?config|arch|num_labels|fit_size|tolerance(_.+)?|arrays"
+    r"|argv|hyper|student_saved"  # of a training run; student_saved says in words which weights were kept
+    r"|lr|warmup|t_total|schedule|b1|b2|eps|weight_decay|max_grad_norm"  # of an optimizer
 )
 
 # The forms of a written tolerance: "exact", "abs 1e-5", "1e-6", "abs 1e-5 float32; masked scores near -1e4: rel 1e-6".
@@ -79,6 +87,7 @@ class Tolerance:
 
 
 EXACT = Tolerance()
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def folder() -> Path:
@@ -233,6 +242,17 @@ class Case:
             elif type(ours) is not type(expected) or ours != expected:
                 raise AssertionError(f"{name} is {ours!r}, recorded {expected!r}")
         self.compared_values.update((*path, *below) for below in recorded_leaves)
+
+    def check_text(self, *path: str | int, got: str, tolerance: Tolerance | None = None) -> None:
+        """Compare a recorded text: its numbers within the tolerance, all between them exactly."""
+        recorded = self.value(*path)
+        (words, numbers), (our_words, ours) = ((NUMBER.split(t), NUMBER.findall(t)) for t in (recorded, got))
+        if our_words != words:
+            raise AssertionError(f"{self}: {spelled(path)} reads {got!r}, recorded {recorded!r}")
+        for n, (our, right) in enumerate(zip(ours, numbers, strict=True), 1):
+            pair = torch.tensor([float(our), float(right)], dtype=torch.float64)
+            compare(f"{self}: number {n} of {spelled(path)}", pair[0], pair[1], tolerance or self.tolerance())
+        self.compared_values.add(path)
 
     # Whether all was compared
 

@@ -112,11 +112,11 @@ def test_a_kind_without_cases_fails_and_is_not_skipped(run, folder, state):
 def test_a_case_dropped_into_the_folder_is_tested_under_system_and_name(run, folder):
     write_case(folder)
     write_case(folder, "forward_wide", arrays={"in/x": np.ones(5, np.float32), "out/y": 2 * np.ones(5, np.float32)})
-    write_case(folder, "pretraining_forward")
+    write_case(folder, "nobodys_forward")
     result = run(TAKES_FORWARD, "-v")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["*[[]tinybert/forward] PASSED*", "*[[]tinybert/forward_wide] PASSED*"])
-    result.stdout.fnmatch_lines(["in the folder, but of no claimed kind: tinybert/pretraining_forward"])
+    result.stdout.fnmatch_lines(["in the folder, but of no claimed kind: tinybert/nobodys_forward"])
 
 
 def test_a_case_belongs_to_the_longest_claimed_kind_that_its_name_begins_with(folder, monkeypatch):
