@@ -21,13 +21,15 @@
 # **Time:** about the teacher's own fine-tuning; a stopped run goes on where it was.
 
 # %% tags=["parameters"]
-task: str = "sst2"  # a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli
+task: str = "sst2"  # cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli, squad1, squad2
 teacher: str = "models:/demo-teacher@latest"  # a task model: a run, a registered model, a folder or a hub id
 student: str = ""  # the student's start; empty: layers of the teacher
 student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
 layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
 max_seq_len: int = 128  # longer texts are cut, in tokens
+doc_stride: int = 128  # SQuAD: tokens from the start of one window to the next
+max_query_length: int = 64  # SQuAD: longer questions are cut, in tokens
 batch_size: int = 32  # examples per optimizer step
 intermediate_learning_rate: float = 5e-5  # of the first step
 intermediate_epochs: float = 3.0  # 0: the prediction step alone

@@ -21,11 +21,13 @@
 # **Time:** seconds per model, plus the dev rows.
 
 # %% tags=["parameters"]
-task: str = "sst2"  # a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli
+task: str = "sst2"  # cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli, squad1, squad2
 models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
 baseline: str = ""  # the model that speed-ups refer to; empty: the first
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
 max_seq_len: int = 128  # longer texts are cut, in tokens
+doc_stride: int = 128  # SQuAD: tokens from the start of one window to the next
+max_query_length: int = 64  # SQuAD: longer questions are cut, in tokens
 latency_batch_size: int = 1  # examples per timed call
 latency_seq_len: int = 128  # tokens per example of timed calls
 latency_threads: int = 1  # of timed calls

@@ -21,13 +21,15 @@
 # **Time:** about three fine-tunings; a stopped run goes on where it was.
 
 # %% tags=["parameters"]
-task: str = "sst2"  # a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli
+task: str = "sst2"  # cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli, squad1, squad2
 model: str = "models:/demo-teacher@latest"  # the task model to prune: a run, a registered model, a folder or a hub id
 teacher: str = ""  # of the same shape; empty: the model as it is before pruning
 sparsity: float = 0.95  # share of zeros in each of the encoder's matrices at the end
 pruning_share: float = 0.7  # part of the steps in which the sparsity rises; then it is held
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
 max_seq_len: int = 128  # longer texts are cut, in tokens
+doc_stride: int = 128  # SQuAD: tokens from the start of one window to the next
+max_query_length: int = 64  # SQuAD: longer questions are cut, in tokens
 batch_size: int = 32  # examples per optimizer step
 learning_rate: float = 3e-5  # peak, reached after the warm-up
 warmup_ratio: float = 0.1  # share of the steps in which the learning rate rises

@@ -14,7 +14,7 @@ from compresskit.data.glue_hub import read_repository
 from compresskit.data.glue_tasks import PAIR, TASKS, GlueTask, Split, task_named
 from compresskit.data.glue_tsv import read_tsv
 
-__all__ = ["TASKS", "GlueTask", "Split", "encode", "read", "selection_split", "task_named"]
+__all__ = ["TASKS", "GlueTask", "Split", "encode", "read", "selection_size", "selection_split", "task_named"]
 
 MIN_SELECTION_ROWS = 200
 
@@ -102,6 +102,11 @@ def _pair_lengths(a: int, b: int, limit: int) -> tuple[int, int]:
     return half + odd, half
 
 
+def selection_size(rows: int) -> int:
+    """How many of that many training rows choose checkpoints: 5 %, at least 200, at most half."""
+    return min(max(round(0.05 * rows), MIN_SELECTION_ROWS), rows // 2)
+
+
 def selection_split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """Cut train in two: rows to train on, and rows to choose checkpoints and thresholds with (so dev is read once).
 
@@ -111,7 +116,7 @@ def selection_split(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     rows = len(dataset)
     if rows < 2:
         raise ValueError(f"{rows} training rows cannot be divided into a training and a selection part")
-    size = min(max(round(0.05 * rows), MIN_SELECTION_ROWS), rows // 2)
+    size = selection_size(rows)
     chosen = np.zeros(rows, dtype=bool)
     chosen[np.random.default_rng(seed).choice(rows, size, replace=False)] = True
     return dataset.select(np.flatnonzero(~chosen)), dataset.select(np.flatnonzero(chosen))

@@ -1,13 +1,18 @@
 """SQuAD 1.1 and 2.0: questions from the official JSON, windows over long paragraphs, spans back to answer texts."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
+
+from compresskit.data.glue import selection_size
+
+MIN_ARTICLES = 20  # below it one article is too large a part
 
 
 @dataclass(frozen=True)
@@ -186,21 +191,61 @@ def _best_window(windows: list[tuple[int, int]], num_pieces: int) -> np.ndarray:
     return scores.argmax(axis=0)
 
 
-def predictions(
+def selection_split(examples: Sequence[SquadExample], seed: int) -> tuple[list[SquadExample], list[SquadExample]]:
+    """Cut train in two: questions to train on, and questions to choose checkpoints with. No paragraph is in both.
+
+    Articles drawn by `seed` go over whole until they hold `glue.selection_size` of the questions (5 %, at least 200, at
+    most half); paragraphs do where there are fewer than 20 articles. Both parts keep the order of the file. ValueError
+    where there is one paragraph only.
+    """
+    article: dict[str, str] = {}  # of each paragraph: the first that holds it
+    for example in examples:
+        article.setdefault(example.context, example.title)
+    whole_articles = len(set(article.values())) >= MIN_ARTICLES
+    groups = [article[example.context] if whole_articles else example.context for example in examples]
+    sizes = Counter(groups)
+    if len(sizes) < 2:
+        raise ValueError(f"{len(examples)} questions about one paragraph cannot be divided into training and selection")
+    names = list(sizes)
+    drawn = [names[g] for g in np.random.default_rng(seed).permutation(len(names))]
+    held = np.cumsum([sizes[name] for name in drawn])
+    enough = 1 + int(np.searchsorted(held, selection_size(len(examples))))
+    chosen = set(drawn[: min(enough, len(drawn) - 1)])
+    train, selection = (
+        [example for example, group in zip(examples, groups, strict=True) if (group in chosen) == inside]
+        for inside in (False, True)
+    )
+    return train, selection
+
+
+@dataclass(frozen=True)
+class BestSpan:
+    """The best answer text that is no empty one, and how far the lowest [CLS] score of the windows lies above it."""
+
+    text: str  # "" only where no span is allowed at all; null_odds is then 0
+    null_odds: float
+
+
+def predictions(spans: Mapping[str, BestSpan], null_threshold: float | None = None) -> dict[str, str]:
+    """The answer text of each question. null_threshold: for SQuAD 2.0, "" where the null odds exceed it."""
+    return {
+        name: "" if null_threshold is not None and span.null_odds > null_threshold else span.text
+        for name, span in spans.items()
+    }
+
+
+def best_spans(
     examples: Sequence[SquadExample],
     features: Dataset,
-    start_logits: Sequence[np.ndarray],
-    end_logits: Sequence[np.ndarray],
+    start_logits: Sequence[np.ndarray] | np.ndarray,
+    end_logits: Sequence[np.ndarray] | np.ndarray,
     n_best_size: int = 20,
     max_answer_length: int = 30,
-    null_threshold: float | None = None,
-) -> dict[str, str]:
-    """The answer text of each question, from the logits of its windows, (S,) each, one per row of `features`.
+) -> dict[str, BestSpan]:
+    """The best span of each question by its id, from the logits of its windows, (S,) each, one per row of `features`.
 
-    An answer starts and ends at one of the `n_best_size` highest positions of a window, inside the context, is at most
+    It starts and ends at one of the `n_best_size` highest positions of a window, inside the context, is at most
     `max_answer_length` pieces long and starts where the window has the most context; the highest start + end wins.
-    `null_threshold` is for SQuAD 2.0: "" where the lowest [CLS] score of the windows exceeds the best span by more.
-    Without it "" only stands where no span is allowed at all.
     """
     if not len(features) == len(start_logits) == len(end_logits):
         raise ValueError(f"{len(features)} windows, but {len(start_logits)} start and {len(end_logits)} end logits")
@@ -215,11 +260,10 @@ def predictions(
             score, first, last = span
             text = examples[e].context[row["char_starts"][first] : row["char_ends"][last]]
             best[e] = (score, text)
-    answers = {}
-    for e, example in enumerate(examples):
-        score, text = best[e]
-        answers[example.id] = "" if null_threshold is not None and null[e] - score > null_threshold else text
-    return answers
+    return {
+        example.id: BestSpan(best[e][1], float(null[e] - best[e][0]) if best[e][0] > -np.inf else 0.0)
+        for e, example in enumerate(examples)
+    }
 
 
 def _best_span(

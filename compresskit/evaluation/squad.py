@@ -6,7 +6,7 @@ Shapes: N features (windows over the contexts), S tokens of the longest one.
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ def predict(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], **forward
         np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=-np.inf) for a in arrays])[order]
         for arrays in zip(*found, strict=True)
     )
+    if np.isnan(starts).any() or np.isnan(ends).any():
+        raise ValueError("logits contain NaN: the model has diverged or its file is damaged")
     return starts, ends
 
 
@@ -71,6 +73,43 @@ def f1(prediction: str, gold: str) -> float:
     return 2 * shared / (len(predicted) + len(expected))
 
 
+METRICS: dict[str, Callable[[str, str], float]] = {"exact_match": exact_match, "f1": f1}
+
+
+def _golds(answers: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The texts that count as right; the empty one where none has a word."""
+    return {name: [text for text in texts if normalize(text)] or [""] for name, texts in answers.items()}
+
+
+def _best_over_golds(
+    metric: Callable[[str, str], float], predictions: Mapping[str, str], golds: Mapping[str, list[str]]
+) -> NDArray:
+    return np.array([max(metric(predictions[name], gold) for gold in golds[name]) for name in golds])
+
+
+def best_thresholds(
+    spans: Mapping[str, str], null_odds: Mapping[str, float], answers: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """For each metric the `value` at the best `threshold`, chosen on the rows it scores as the official script does.
+
+    spans: best text that is not empty; null_odds: how far the empty answer scores above it; answers: gold texts; each
+    by question id. A question is answered where its odds do not exceed the threshold.
+    """
+    golds = _golds(answers)
+    odds = np.array([null_odds[name] for name in golds])
+    order = np.argsort(odds, kind="stable")
+    last = np.append(np.diff(odds[order]) > 0, True)  # of equal odds all are answered, or none
+    thresholds = np.append(odds.min() - 1, odds[order][last])
+    found = {}
+    for metric, function in METRICS.items():
+        silent = _best_over_golds(function, dict.fromkeys(golds, ""), golds)
+        gains = (_best_over_golds(function, spans, golds) - silent)[order].cumsum()[last]
+        means = (silent.sum() + np.append(0.0, gains)) / len(golds)
+        best = int(means.argmax())
+        found[metric] = {"value": float(means[best]), "threshold": float(thresholds[best])}
+    return found
+
+
 def score(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> Score:
     """Exact match and F1 (the main metric), each question's best over its gold answers, averaged over the questions.
 
@@ -85,9 +124,8 @@ def score(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) 
             raise ValueError(f"{len(names)} {what}, the first is {min(names)!r}; predict the file that is scored")
     if not answers:
         raise ValueError("there is no question to score")
-    golds = {name: [text for text in texts if normalize(text)] or [""] for name, texts in answers.items()}
-    exact = np.array([max(exact_match(predictions[name], gold) for gold in golds[name]) for name in answers])
-    overlap = np.array([max(f1(predictions[name], gold) for gold in golds[name]) for name in answers])
+    golds = _golds(answers)
+    exact, overlap = (_best_over_golds(metric, predictions, golds) for metric in METRICS.values())
     means = np.concatenate([counts @ overlap for counts in row_counts(len(overlap))]) / len(overlap)
     low, high = percentiles(means, float(overlap.mean()))
     return Score(

@@ -8,13 +8,12 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field
 
-from compresskit.data import glue
-from compresskit.models import CompactBertForSequenceClassification, elastic
-from compresskit.stages.classifiers import open_classifier
-from compresskit.stages.finetune import finish_task_model, selection_score
-from compresskit.stages.inputs import TaskData, board, task_data
+from compresskit.models import elastic
+from compresskit.stages.finetune import finish_task_model
+from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
 from compresskit.stages.session import DEVICE, Session, steps
+from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
 from compresskit.training import distill
 from compresskit.training.loop import fit
 from compresskit.training.optim import adamw, linear_schedule
@@ -30,6 +29,8 @@ class DistillParams(Params):
     layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
     max_seq_len: int = Field(128, ge=8)
+    doc_stride: int = Field(128, ge=1)  # SQuAD: tokens from the start of one window to the next
+    max_query_length: int = Field(64, ge=1)  # SQuAD: longer questions are cut, in tokens
     batch_size: int = Field(32, ge=1)
     intermediate_learning_rate: float = Field(5e-5, gt=0)
     intermediate_epochs: float = Field(3.0, ge=0)  # 0: the prediction step alone
@@ -53,8 +54,8 @@ class Distill:
     params: DistillParams
     session: Session
     data: TaskData
-    teacher: CompactBertForSequenceClassification
-    student: CompactBertForSequenceClassification
+    teacher: TaskModel
+    student: TaskModel
     mapping: list[int]
 
     def shapes(self) -> pd.DataFrame:
@@ -105,13 +106,13 @@ class Distill:
         fit(
             self.student,
             batches,
-            distill.prediction(self.student, self.teacher, params.temperature),
+            self.data.task.prediction(self.student, self.teacher, params.temperature),
             optimizer,
             linear_schedule(optimizer, num_steps, params.warmup_ratio),
             num_steps,
             label="distill: prediction",
             state=self.session.state("prediction"),
-            evaluate=lambda: selection_score(self.student, self.data, params.select_on).value,
+            evaluate=lambda: self.data.score(self.student, params.select_on).value,
             eval_every=max(1, len(batches) // params.evals_per_epoch),
             observe=lambda step, numbers: self.session.observe(offset + step, numbers),
         )
@@ -123,7 +124,7 @@ class Distill:
 
 def open(params: DistillParams) -> Distill:
     """Load teacher, student and data, start the run."""
-    task = glue.task_named(params.task)
+    task = task_named(params.task)
     if params.student and params.student_layers:
         raise ValueError("the student's start is named twice; give student, or student_layers of the teacher")
     session = Session(
@@ -134,23 +135,15 @@ def open(params: DistillParams) -> Distill:
         seed=params.seed,
         threads=params.threads,
     )
-    teacher, tokenizer = open_classifier(params.teacher, task, trained=True)
+    teacher, tokenizer = task.open_model(params.teacher, trained=True)
     if params.student:
-        student, _ = open_classifier(params.student, task)
+        student, _ = task.open_model(params.student)
     else:
         chosen = params.student_layers or range(2, teacher.config.num_hidden_layers + 1, 2)
         layers = [layer - 1 for layer in chosen]
         student = elastic.extract(teacher, teacher.config.changed(num_hidden_layers=len(layers)), layers)
     depths = (student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     mapping = [0, *params.layer_mapping] if params.layer_mapping else distill.uniform_mapping(*depths)
-    data = task_data(
-        params.task,
-        params.data_dir,
-        tokenizer,
-        max_seq_len=params.max_seq_len,
-        batch_size=params.batch_size,
-        seed=params.seed,
-        max_rows=params.max_rows,
-    )
+    data = task_data(task, params, tokenizer, batch_size=params.batch_size)
     session.run.input(params.task, data.source, data.train)
     return Distill(params, session, data, teacher, student, mapping)

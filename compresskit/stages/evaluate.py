@@ -11,16 +11,13 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from compresskit import tracking
-from compresskit.data import glue
 from compresskit.evaluation import figures, latency, sparsity
-from compresskit.evaluation import glue as scoring
 from compresskit.evaluation.flops import flops
 from compresskit.evaluation.scores import Score
-from compresskit.models import CompactBertForSequenceClassification
-from compresskit.stages.classifiers import open_classifier
-from compresskit.stages.inputs import TaskData, board, task_data
+from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder
+from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
 
 
 class EvaluateParams(Params):
@@ -31,6 +28,8 @@ class EvaluateParams(Params):
     baseline: str = ""  # the model that speed-ups refer to; empty: the first
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
     max_seq_len: int = Field(128, ge=8)
+    doc_stride: int = Field(128, ge=1)  # SQuAD: tokens from the start of one window to the next
+    max_query_length: int = Field(64, ge=1)  # SQuAD: longer questions are cut, in tokens
     latency_batch_size: int = Field(1, ge=1)
     latency_seq_len: int = Field(128, ge=8)
     latency_threads: int = Field(1, ge=1)
@@ -45,7 +44,7 @@ class Evaluate:
 
     params: EvaluateParams
     session: Session
-    models: dict[str, CompactBertForSequenceClassification]
+    models: dict[str, TaskModel]
     data: dict[str, TaskData]
     scores: dict[str, Score]
     latencies: dict[str, latency.Latency]
@@ -54,11 +53,9 @@ class Evaluate:
         """Score every model on all dev rows; predictions per row become an artifact."""
         for name, model in self.models.items():
             data = self.data[name]
-            logits, labels, _ = scoring.predict(model, data.rows("dev"))
-            self.scores[name] = scoring.score(data.task.name, logits, labels)
-            self.session.run.json(
-                f"predictions/{name}.json", {"labels": labels.tolist(), "logits": logits.round(5).tolist()}
-            )
+            record = data.predict(model, "dev")
+            self.scores[name] = data.task.score(record)
+            self.session.run.json(f"predictions/{name}.json", record)
         return pd.DataFrame(
             {
                 name: {
@@ -157,7 +154,7 @@ def model_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
 
 
-def shape(model: CompactBertForSequenceClassification, params: EvaluateParams) -> dict[str, Any]:
+def shape(model: TaskModel, params: EvaluateParams) -> dict[str, Any]:
     """What differs between rows of the leaderboard."""
     config = model.config
     return {
@@ -179,7 +176,7 @@ def open(params: EvaluateParams) -> Evaluate:
 
     Raises ValueError for models without a name of the form <system>-<variant> or without a head for the task.
     """
-    task = glue.task_named(params.task)
+    task = task_named(params.task)
     if not params.models:
         raise ValueError("no models named; models maps <system>-<variant> to a run, a folder or a hub id")
     for name in params.models:
@@ -199,14 +196,6 @@ def open(params: EvaluateParams) -> Evaluate:
     )
     models, data = {}, {}
     for name, source in params.models.items():
-        models[name], tokenizer = open_classifier(source, task, trained=True)
-        data[name] = task_data(
-            params.task,
-            params.data_dir,
-            tokenizer,
-            max_seq_len=params.max_seq_len,
-            batch_size=1,
-            seed=params.seed,
-            max_rows=params.max_rows,
-        )
+        models[name], tokenizer = task.open_model(source, trained=True)
+        data[name] = task_data(task, params, tokenizer, splits=("dev",))
     return Evaluate(params, session, models, data, {}, {})

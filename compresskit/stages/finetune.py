@@ -8,14 +8,10 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field
 
-from compresskit.data import glue
-from compresskit.evaluation import glue as scoring
-from compresskit.evaluation.scores import Score
-from compresskit.models import CompactBertForSequenceClassification
-from compresskit.stages.classifiers import open_classifier
-from compresskit.stages.inputs import TaskData, board, task_data
+from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, steps
+from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
 from compresskit.training.finetune import supervised
 from compresskit.training.loop import fit
 from compresskit.training.optim import adamw, linear_schedule
@@ -28,6 +24,8 @@ class FinetuneParams(Params):
     model: str = "models:/demo-encoder@latest"  # a run, a registered model, a folder or a hub id
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
     max_seq_len: int = Field(128, ge=8)
+    doc_stride: int = Field(128, ge=1)  # SQuAD: tokens from the start of one window to the next
+    max_query_length: int = Field(64, ge=1)  # SQuAD: longer questions are cut, in tokens
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
@@ -48,7 +46,7 @@ class Finetune:
     params: FinetuneParams
     session: Session
     data: TaskData
-    model: CompactBertForSequenceClassification
+    model: TaskModel
 
     def train(self) -> pd.DataFrame:
         """Fine-tune; goes on where a stopped run of the same parameters ended. Returns step, key, value."""
@@ -64,7 +62,7 @@ class Finetune:
             num_steps,
             label="finetune",
             state=self.session.state(),
-            evaluate=lambda: selection_score(self.model, self.data, params.select_on).value,
+            evaluate=lambda: self.data.score(self.model, params.select_on).value,
             eval_every=max(1, len(batches) // params.evals_per_epoch),
             observe=self.session.observe,
         )
@@ -75,17 +73,11 @@ class Finetune:
         return finish_task_model(self.session, self.model, self.data, self.params.select_on, self.params.register_as)
 
 
-def selection_score(model: CompactBertForSequenceClassification, data: TaskData, split: str) -> Score:
-    """The model's score on the rows of "selection" or "dev"."""
-    logits, labels, _ = scoring.predict(model, data.rows(split))
-    return scoring.score(data.task.name, logits, labels)
-
-
 def finish_task_model(
-    session: Session, model: CompactBertForSequenceClassification, data: TaskData, select_on: str, register_as: str
+    session: Session, model: TaskModel, data: TaskData, select_on: str, register_as: str
 ) -> pd.DataFrame:
     """The end of every stage that trains a task model."""
-    score = selection_score(model, data, select_on)
+    score = data.score(model, select_on)
     result = {
         "task": data.task.name,
         "selection_score": score.value,
@@ -101,7 +93,7 @@ def finish_task_model(
 
 def open(params: FinetuneParams) -> Finetune:
     """Load model and data, start the run."""
-    task = glue.task_named(params.task)
+    task = task_named(params.task)
     session = Session(
         "finetune",
         params,
@@ -110,15 +102,7 @@ def open(params: FinetuneParams) -> Finetune:
         seed=params.seed,
         threads=params.threads,
     )
-    model, tokenizer = open_classifier(params.model, task)
-    data = task_data(
-        params.task,
-        params.data_dir,
-        tokenizer,
-        max_seq_len=params.max_seq_len,
-        batch_size=params.batch_size,
-        seed=params.seed,
-        max_rows=params.max_rows,
-    )
+    model, tokenizer = task.open_model(params.model)
+    data = task_data(task, params, tokenizer, batch_size=params.batch_size)
     session.run.input(params.task, data.source, data.train)
     return Finetune(params, session, data, model)

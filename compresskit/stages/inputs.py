@@ -1,18 +1,13 @@
-"""What stages take in, by name: data folders, tokenizers, task data."""
+"""What stages take in, by name: data folders, corpora, tokenizers."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from datasets import Dataset
-
 from compresskit import tracking
-from compresskit.data import bundled, glue, vocabulary
-from compresskit.data.batching import Batches
+from compresskit.data import bundled, prepared, vocabulary
 
 BUNDLED = "bundled"
 DATA = "COMPRESSKIT_DATA"
@@ -44,71 +39,18 @@ def board(task: str, data_dir: str) -> str:
 
 
 def corpus_file(corpus: str) -> Path:
-    """A text file of one sentence per line; "bundled" and "" as in `data_folder`, in which it is corpus.txt.
+    """A text file of one sentence per line, or a folder made by the stage corpus; "bundled" and "" as in `data_folder`,
+    in which it is corpus.txt.
 
-    Raises FileNotFoundError where there is no such file.
+    Raises FileNotFoundError where there is neither.
     """
     path = Path(corpus).expanduser() if corpus not in ("", BUNDLED) else Path(data_folder(corpus)) / "corpus.txt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; corpus names a text file with one sentence per line")
+    if not path.is_file() and not prepared.is_prepared(path):
+        raise FileNotFoundError(
+            f"{path}: corpus names a text file with one sentence per line or a folder made by the stage corpus, and "
+            "there is neither"
+        )
     return path
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """A GLUE task as token ids: rows to learn from, rows to choose by, and dev rows, read once at the end."""
-
-    task: glue.GlueTask
-    tokenizer: Any
-    train: Dataset
-    selection: Dataset
-    dev: Dataset
-    source: str
-    batch_size: int
-    seed: int
-
-    def batches(self) -> Batches:
-        """Training batches, shuffled, similar lengths together."""
-        return Batches(self.train, self.batch_size, self.seed, self.tokenizer.pad_token_id)
-
-    def rows(self, split: str) -> Batches:
-        """The rows of "selection" or "dev" in batches that remember their place."""
-        rows = {"selection": self.selection, "dev": self.dev}[split]
-        return Batches(rows, 64, 0, self.tokenizer.pad_token_id, shuffle=False, with_index=True)
-
-    def describe(self) -> pd.DataFrame:
-        """Rows, tokens per row, and share of each label, for each split."""
-        lines = []
-        for name, rows in (("train", self.train), ("selection", self.selection), ("dev", self.dev)):
-            lengths = pd.Series([len(ids) for ids in rows["input_ids"]])
-            line = {
-                "split": name,
-                "rows": len(rows),
-                "tokens (median)": lengths.median(),
-                "tokens (max)": lengths.max(),
-            }
-            labels = pd.Series(rows["labels"])
-            if self.task.is_regression:
-                line |= {"label mean": labels.mean(), "label std": labels.std()}
-            else:
-                line |= {f"label {name}": (labels == i).mean() for i, name in enumerate(self.task.labels)}
-            lines.append(line)
-        return pd.DataFrame(lines).set_index("split").round(3)
-
-
-def task_data(
-    task: str, data_dir: str, tokenizer: Any, *, max_seq_len: int, batch_size: int, seed: int, max_rows: int = 0
-) -> TaskData:
-    """Read and encode a task. max_rows, unless 0, keeps the first rows of each split."""
-    source = glue_source(data_dir)
-    train, selection = glue.selection_split(_head(glue.read(task, source, "train"), max_rows), seed)
-    dev = _head(glue.read(task, source, "dev"), max_rows)
-    train, selection, dev = (glue.encode(rows, tokenizer, max_seq_len) for rows in (train, selection, dev))
-    return TaskData(glue.TASKS[task], tokenizer, train, selection, dev, str(source), batch_size, seed)
-
-
-def _head(rows: Dataset, max_rows: int) -> Dataset:
-    return rows if not max_rows else rows.select(range(min(max_rows, len(rows))))
 
 
 def tokenizer_for(source: str | Path, vocab_size: int) -> Any:

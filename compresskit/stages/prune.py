@@ -9,14 +9,12 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field
 
-from compresskit.data import glue
-from compresskit.models import CompactBertForSequenceClassification
 from compresskit.pruning.masks import MagnitudePruner
-from compresskit.stages.classifiers import open_classifier
-from compresskit.stages.finetune import finish_task_model, selection_score
-from compresskit.stages.inputs import TaskData, board, task_data
+from compresskit.stages.finetune import finish_task_model
+from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, steps
+from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
 from compresskit.training import prune
 from compresskit.training.loop import fit
 from compresskit.training.optim import adamw, linear_schedule
@@ -34,6 +32,8 @@ class PruneParams(Params):
     pruning_share: float = Field(0.7, gt=0, le=1)  # part of the steps in which the sparsity rises; then it is held
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
     max_seq_len: int = Field(128, ge=8)
+    doc_stride: int = Field(128, ge=1)  # SQuAD: tokens from the start of one window to the next
+    max_query_length: int = Field(64, ge=1)  # SQuAD: longer questions are cut, in tokens
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(3e-5, gt=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
@@ -55,8 +55,8 @@ class Prune:
     params: PruneParams
     session: Session
     data: TaskData
-    teacher: CompactBertForSequenceClassification
-    model: CompactBertForSequenceClassification
+    teacher: TaskModel
+    model: TaskModel
 
     def train(self) -> pd.DataFrame:
         """Prune while distilling; goes on where a stopped run of the same parameters ended.
@@ -72,7 +72,7 @@ class Prune:
         def score_when_sparse() -> float | None:  # only checkpoints at the final sparsity compete
             if pruner.updated_at < end:
                 return None
-            return selection_score(self.model, self.data, params.select_on).value
+            return self.data.score(self.model, params.select_on).value
 
         def observe(step: int, numbers: Mapping[str, float]) -> None:
             self.session.observe(step, {**numbers, "train/sparsity": pruner.sparsity()})
@@ -80,7 +80,7 @@ class Prune:
         fit(
             self.model,
             batches,
-            prune.all_layers(self.model, self.teacher, params.temperature),
+            prune.all_layers(self.model, self.teacher, params.temperature, self.data.task.answers),
             optimizer,
             linear_schedule(optimizer, num_steps, params.warmup_ratio),
             num_steps,
@@ -101,7 +101,7 @@ class Prune:
 
 def open(params: PruneParams) -> Prune:
     """Load model, teacher and data, start the run."""
-    task = glue.task_named(params.task)
+    task = task_named(params.task)
     session = Session(
         "prune",
         params,
@@ -110,16 +110,8 @@ def open(params: PruneParams) -> Prune:
         seed=params.seed,
         threads=params.threads,
     )
-    model, tokenizer = open_classifier(params.model, task, trained=True)
-    teacher, _ = open_classifier(params.teacher or params.model, task, trained=True)
-    data = task_data(
-        params.task,
-        params.data_dir,
-        tokenizer,
-        max_seq_len=params.max_seq_len,
-        batch_size=params.batch_size,
-        seed=params.seed,
-        max_rows=params.max_rows,
-    )
+    model, tokenizer = task.open_model(params.model, trained=True)
+    teacher, _ = task.open_model(params.teacher or params.model, trained=True)
+    data = task_data(task, params, tokenizer, batch_size=params.batch_size)
     session.run.input(params.task, data.source, data.train)
     return Prune(params, session, data, teacher, model)

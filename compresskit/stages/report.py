@@ -10,8 +10,8 @@ import pandas as pd
 
 from compresskit import tracking
 from compresskit.evaluation import figures
-from compresskit.evaluation import glue as scoring
 from compresskit.stages.compare import leaderboard, pareto_rows
+from compresskit.stages.tasks import task_named
 
 COLUMNS = {
     "model": "model",
@@ -51,6 +51,7 @@ def collect(task: str, command: str) -> dict[str, Any]:
     rows = rows[rows["evaluated_by"] == run_id].drop(columns="evaluated_from")  # a path of this machine
     params = tracking.run_params(run_id)
     predictions = {name: tracking.read_json(run_id, f"predictions/{name}.json") for name in rows["model"]}
+    right, said = task_named(params["task"]).recorded
     latencies = tracking.read_json(run_id, "latency.json")
     return {
         "task": params["task"],
@@ -61,17 +62,17 @@ def collect(task: str, command: str) -> dict[str, Any]:
         "machine": latencies[0]["machine"],
         "conditions": {name: latencies[0][name] for name in ("batch_size", "seq_len", "threads")},
         "rows": json.loads(rows.to_json(orient="records")),
-        "labels": next(iter(predictions.values()))["labels"],
-        "logits": {name: found["logits"] for name, found in predictions.items()},
+        right: next(iter(predictions.values()))[right],
+        said: {name: found[said] for name, found in predictions.items()},
         "samples_ms": {found["name"]: found["samples_ms"] for found in latencies},
     }
 
 
 def recomputed_scores(data: dict[str, Any]) -> dict[str, float]:
     """Each model's score in percent, from its predictions."""
-    return {
-        name: scoring.score(data["task"], logits, data["labels"]).value * 100 for name, logits in data["logits"].items()
-    }
+    task = task_named(data["task"])
+    right, said = task.recorded
+    return {name: task.score({right: data[right], said: found}).value * 100 for name, found in data[said].items()}
 
 
 def table(data: dict[str, Any]) -> str:

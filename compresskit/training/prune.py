@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.training.distill import check_heads, check_labels, inputs
+from compresskit.training.distill import LAYERS, check_heads, check_labels, inputs, layer_losses
 from compresskit.training.loop import Batch, Losses
-from compresskit.training.losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
+from compresskit.training.losses import soft_cross_entropy
+
+Answers = Callable[[Any, Any, Batch, float], Tensor]  # outputs of student and teacher, batch, temperature, to a loss
 
 
-def all_layers(student: PreTrainedModel, teacher: PreTrainedModel, temperature: float = 1.0) -> Losses:
+def label_answers(own: Any, target: Any, batch: Batch, temperature: float) -> Tensor:
+    """The teacher's softened answers; for regression the gold scores. own, target: outputs of student and teacher."""
+    if own.logits.shape[-1] == 1:
+        return F.mse_loss(own.logits.squeeze(-1), batch["labels"].to(own.logits.dtype))
+    return soft_cross_entropy(own.logits, target.logits, temperature)
+
+
+def all_layers(
+    student: PreTrainedModel, teacher: PreTrainedModel, temperature: float = 1.0, answers: Answers = label_answers
+) -> Losses:
     """Hidden states, attention scores and answers of a teacher of the same shape, weights 1.
 
-    Raises ValueError where student and teacher differ in depth, width, heads or labels.
+    answers: the loss on what the head says; `distill_spans.span_answers` for questions. Raises ValueError where student
+    and teacher differ in depth, width, heads or labels.
     """
     for name in ("num_hidden_layers", "hidden_size"):
         if getattr(student.config, name) != getattr(teacher.config, name):
@@ -29,16 +44,11 @@ def all_layers(student: PreTrainedModel, teacher: PreTrainedModel, temperature: 
     teacher.eval()
 
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
-        asked = {"output_hidden_states": True, "output_attention_scores": True}
         with torch.no_grad():
-            target = teacher(**inputs(batch), **asked)
-        own = student(**inputs(batch), **asked)
-        attention = attention_score_mse(own.attention_scores, target.attention_scores, mapping)
-        hidden = hidden_state_mse(own.hidden_states, target.hidden_states, mapping)
-        if student.config.num_labels == 1:
-            answer = F.mse_loss(own.logits.squeeze(-1), batch["labels"].to(own.logits.dtype))
-        else:
-            answer = soft_cross_entropy(own.logits, target.logits, temperature)
+            target = teacher(**inputs(batch), **LAYERS)
+        own = student(**inputs(batch), **LAYERS)
+        attention, hidden = layer_losses(own, target, mapping, None, batch)
+        answer = answers(own, target, batch, temperature)
         return {
             "loss": attention + hidden + answer,
             "attention_loss": attention.detach(),

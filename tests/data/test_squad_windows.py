@@ -1,6 +1,7 @@
 """SQuAD: what the reader refuses, where windows begin, and answers that come back from their positions."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,10 @@ def test_each_piece_has_most_context_in_exactly_one_window(read, tokenizer):
     assert best.argmax(axis=0).tolist() == [0] * 7 + [1] * 4 + [2] * 6
 
 
+def answers(examples, features, starts, ends, null_threshold=None, **limits):
+    return squad.predictions(squad.best_spans(examples, features, starts, ends, **limits), null_threshold)
+
+
 def one_hot(features, position_of, size=16):
     return [10.0 * np.eye(size)[position_of(k)] for k in range(len(features))]
 
@@ -94,7 +99,7 @@ def test_right_positions_give_back_the_answer(read, tokenizer):
     examples = read(content())
     features = squad.encode(examples, tokenizer, max_seq_len=14, doc_stride=4, max_query_length=2)
     starts, ends = (one_hot(features, features[name].__getitem__) for name in ("start_positions", "end_positions"))
-    assert squad.predictions(examples, features, starts, ends) == {"1": "not dull"}
+    assert answers(examples, features, starts, ends) == {"1": "not dull"}
 
 
 def test_spans_are_ordered_short_inside_the_context_and_whole_words(read, tokenizer):
@@ -105,9 +110,9 @@ def test_spans_are_ordered_short_inside_the_context_and_whole_words(read, tokeni
     scores[0, 1], scores[1, 1] = 9, 9  # in the question: not allowed
     scores[0, begin + 2], scores[1, begin + 2] = 5, 4  # ##s: the whole word is the answer
     scores[1, begin + 4], scores[1, begin] = 4.5, 6  # too far where max_answer_length is 2; before the start
-    assert squad.predictions(examples, features, scores[:1], scores[1:], max_answer_length=2) == {"1": "plots"}
-    assert squad.predictions(examples, features, scores[:1], scores[1:]) == {"1": "plots is dull"}
-    assert squad.predictions(examples, features, scores[:1], scores[1:], n_best_size=1) == {"1": ""}
+    assert answers(examples, features, scores[:1], scores[1:], max_answer_length=2) == {"1": "plots"}
+    assert answers(examples, features, scores[:1], scores[1:]) == {"1": "plots is dull"}
+    assert answers(examples, features, scores[:1], scores[1:], n_best_size=1) == {"1": ""}
 
 
 def test_without_an_answer_the_threshold_decides(read, tokenizer):
@@ -116,10 +121,54 @@ def test_without_an_answer_the_threshold_decides(read, tokenizer):
     start, end = np.zeros((1, 32)), np.zeros((1, 32))
     start[0, 0], end[0, 0] = 3.0, 3.0
     start[0, 10], end[0, 10] = 2.5, 2.5  # one point below
-    answer = squad.predictions(examples, features, start, end)["1"]
+    answer = answers(examples, features, start, end)["1"]
     assert answer != ""
-    assert squad.predictions(examples, features, start, end, null_threshold=0.9)["1"] == ""
-    assert squad.predictions(examples, features, start, end, null_threshold=1.1)["1"] == answer
+    assert answers(examples, features, start, end, null_threshold=0.9)["1"] == ""
+    assert answers(examples, features, start, end, null_threshold=1.1)["1"] == answer
+
+
+def many(articles, paragraphs, questions):
+    return [
+        squad.SquadExample(f"{a}-{p}-{q}", f"article {a}", "the plot ?", f"paragraph {p} of {a}", ())
+        for a in range(articles)
+        for p in range(paragraphs)
+        for q in range(questions)
+    ]
+
+
+def parts_of(examples, seed=0):
+    train, selection = squad.selection_split(examples, seed)
+    assert {e.id for e in train} | {e.id for e in selection} == {e.id for e in examples}
+    assert [e.id for e in examples if e in train] == [e.id for e in train]
+    return train, selection
+
+
+def test_selection_questions_are_whole_articles_and_5_percent():
+    train, selection = parts_of(many(100, 10, 6))  # 5 % of 6000 questions are 5 articles of 60
+    assert len(selection) == 300
+    assert {e.title for e in train}.isdisjoint(e.title for e in selection)
+
+
+def test_of_few_articles_whole_paragraphs_are_selected_and_at_least_200_questions():
+    train, selection = parts_of(many(3, 40, 7))
+    assert 200 <= len(selection) < 207
+    assert {e.context for e in train}.isdisjoint(e.context for e in selection)
+
+
+def test_a_paragraph_that_stands_in_two_articles_is_in_one_part():
+    examples = many(40, 2, 10)
+    twice = [replace(e, id=f"again {e.id}", title="another article") for e in examples if e.context.startswith("p")]
+    train, selection = parts_of(examples + twice)
+    assert {e.context for e in train}.isdisjoint(e.context for e in selection)
+
+
+def test_the_selection_follows_the_seed_and_leaves_something_to_train_on():
+    examples = many(30, 2, 10)
+    assert parts_of(examples, 1) == parts_of(examples, 1)
+    assert parts_of(examples, 1) != parts_of(examples, 2)
+    assert [len(part) for part in parts_of(many(1, 2, 1))] == [1, 1]
+    with pytest.raises(ValueError, match="3 questions about one paragraph cannot be divided"):
+        squad.selection_split(many(1, 1, 3), 0)
 
 
 def test_sizes_that_leave_no_window_are_refused(read, tokenizer):
@@ -129,4 +178,4 @@ def test_sizes_that_leave_no_window_are_refused(read, tokenizer):
         squad.encode(read(content()), tokenizer, max_seq_len=16, doc_stride=10, max_query_length=4)
     examples = read(content())
     with pytest.raises(ValueError, match="1 windows, but 0 start and 0 end logits"):
-        squad.predictions(examples, squad.encode(examples, tokenizer, 32, 8, 4), [], [])
+        squad.best_spans(examples, squad.encode(examples, tokenizer, 32, 8, 4), [], [])

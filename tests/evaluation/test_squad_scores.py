@@ -69,6 +69,29 @@ def test_missing_and_surplus_predictions_are_refused():
         squad.score({}, {})
 
 
+def test_the_best_thresholds_are_those_of_trying_all():
+    rng = np.random.default_rng(0)
+    names = [f"q{i}" for i in range(60)]
+    golds = {name: [] if rng.random() < 0.5 else [f"word {name}"] for name in names}
+    spans = {name: rng.choice([f"word {name}", "word", "other"]) for name in names}
+    odds = {name: round(rng.normal(1.0 - 2 * bool(golds[name])), 1) for name in names}  # with equal ones
+    found = squad.best_thresholds(spans, odds, golds)
+    for metric in ("exact_match", "f1"):
+
+        def at(threshold, metric=metric):
+            answers = {name: spans[name] if odds[name] <= threshold else "" for name in names}
+            return squad.score(answers, golds).metrics[f"eval/{metric}"]
+
+        assert found[metric]["value"] == pytest.approx(max(map(at, np.arange(-6, 6, 0.05))))
+        assert found[metric]["value"] == pytest.approx(at(found[metric]["threshold"]))
+
+
+def test_saying_nothing_is_a_threshold_too():
+    found = squad.best_thresholds({"a": "x", "b": "y"}, {"a": 0.5, "b": 2.0}, {"a": [], "b": []})
+    assert found["f1"]["value"] == 1
+    assert found["f1"]["threshold"] < 0.5
+
+
 class Positions(nn.Module):
     """Start logits: the token ids; end logits: their negatives."""
 

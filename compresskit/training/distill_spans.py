@@ -1,0 +1,54 @@
+"""The answers step of distillation for questions: where in the paragraph the teacher sees the answer begin and end.
+
+Shapes: B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskit.training.distill import inputs
+from compresskit.training.loop import Batch, Losses
+
+
+def span_soft_cross_entropy(
+    student_logits: Tensor, teacher_logits: Tensor, attention_mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """The student's cross-entropy against the teacher's softened positions, over the real tokens only:
+
+        L = −1/B Σ_b Σ_s softmax(teacher/T)_bs · log softmax(student/T)_bs,   s with attention_mask_bs = 1
+
+    student_logits, teacher_logits: (B, S), of the start or of the end.  Returns a scalar.  Padding stands outside both
+    softmaxes. The sum over positions is not divided by their number, which is another in every row; no factor T².
+    """
+    padding = attention_mask == 0
+    student, teacher = (
+        (logits / temperature).masked_fill(padding, torch.finfo(logits.dtype).min)
+        for logits in (student_logits, teacher_logits.detach())
+    )
+    return -(F.softmax(teacher, dim=-1) * F.log_softmax(student, dim=-1)).sum(-1).mean()
+
+
+def span_answers(own: Any, target: Any, batch: Batch, temperature: float) -> Tensor:
+    """Mean of the soft cross-entropies of start and end. own, target: outputs of student and teacher."""
+    mask = batch["attention_mask"]
+    start = span_soft_cross_entropy(own.start_logits, target.start_logits, mask, temperature)
+    end = span_soft_cross_entropy(own.end_logits, target.end_logits, mask, temperature)
+    return (start + end) / 2
+
+
+def prediction(student: PreTrainedModel, teacher: PreTrainedModel, temperature: float = 1.0) -> Losses:
+    """Losses of the second step for questions; the gold answers take no part. The teacher is in evaluation mode."""
+    teacher.eval()
+
+    def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = teacher(**inputs(batch))
+        return {"loss": span_answers(student(**inputs(batch)), target, batch, temperature)}
+
+    return losses
