@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,35 +12,53 @@ from datasets import Dataset
 CHUNK_DOCUMENTS = 500  # tokenised at a time
 
 
+class Document(NamedTuple):
+    """The sentences of one document, possibly none, and how many bytes of its source had been read when it ended."""
+
+    sentences: list[str]
+    end: int
+
+
 def read_documents(path: str | Path) -> Iterator[list[str]]:
     """The documents of a file, each the list of its sentences, read as a stream.
 
     Raises FileNotFoundError; ValueError with the line number for bytes that are not UTF-8, and for a file without text.
     """
+    return (document.sentences for document in read_sentence_file(path))
+
+
+def read_sentence_file(path: str | Path, start: int = 0) -> Iterator[Document]:
+    """The documents of a file from number `start` on, with how far they reach in it. Raises as read_documents does."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected text with one sentence per line")
-    document: list[str] = []
-    empty = True
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                sentence = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                byte = line[error.start]
-                raise ValueError(
-                    f"{path} line {number}: byte {byte:#04x} is not UTF-8; convert the file first"
-                ) from None
+    sentences: list[str] = []
+    number = 0  # documents so far
+    with path.open("rb") as file:
+        for line, text in enumerate(file, 1):
+            sentence = decoded(text, path, line).strip()
             if sentence:
-                document.append(sentence)
-                empty = False
-            elif document:
-                yield document
-                document = []
-    if document:
-        yield document
-    if empty:
+                sentences.append(sentence)
+            elif sentences:
+                if number >= start:
+                    yield Document(sentences, file.tell())
+                sentences = []
+                number += 1
+        if sentences:
+            if number >= start:
+                yield Document(sentences, file.tell())
+            number += 1
+    if not number:
         raise ValueError(f"{path} has no text; expected one sentence per line, a blank line between documents")
+
+
+def decoded(line: bytes, path: Path, number: int) -> str:
+    """Line `number` of a file as text; ValueError, with its place, where it is not UTF-8."""
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        raise ValueError(f"{path} line {number}: byte {byte:#04x} is not UTF-8; convert the file first") from None
 
 
 def encode(path: str | Path, tokenizer: Any, max_seq_len: int) -> Dataset:
