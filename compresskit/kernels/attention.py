@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# With gradients the explicit form is the faster one up to here (benchmarks/attention.py); without, nowhere.
+# Up to this length maps are cheap: with gradients the explicit form is the faster one, and so is a loss on the maps
+# (benchmarks/attention.py and score_mse.py). Without gradients the fused form is faster at every length.
 SHORT = 96
 
 

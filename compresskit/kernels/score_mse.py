@@ -1,8 +1,8 @@
 """Mean squared difference of two models' attention scores, without building the (S, S) maps.
 
-With a = ds^-½ and b = dt^-½, and rows of one head side by side, P = [a·Qs, −b·Qt] and R = [Ks, Kt], both (S, ds+dt):
+With a = ds^-½ and b = dt^-½, and rows of one head side by side, P = [a/b·Qs, Qt] and R = [Ks, −Kt], both (S, ds+dt):
 
-    ‖a·Qs·Ksᵀ − b·Qt·Ktᵀ‖² = ‖P·Rᵀ‖² = ⟨PᵀP, RᵀR⟩,   gradients 2·P·(RᵀR) and 2·R·(PᵀP)
+    ‖a·Qs·Ksᵀ − b·Qt·Ktᵀ‖² = b²·‖P·Rᵀ‖² = b²·⟨PᵀP, RᵀR⟩,   gradients of ‖P·Rᵀ‖²: 2·P·(RᵀR) and 2·R·(PᵀP)
 
 O(S·d²) time and O(d²) memory per head instead of O(S²·d) and O(S²). The value is a difference of large numbers where
 the models agree closely: PᵀP and RᵀR are multiplied and summed in float64, which keeps 1e-5 as long as the loss is
@@ -45,54 +45,70 @@ def score_mse(
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (q_s, k_s, q_t, k_t))
         raise ValueError(f"student and teacher queries and keys are {shapes}; batch, heads and length must agree")
     batch, heads, seq_len, _ = q_s.shape
-    if attention_mask is None:
-        pairs: Any = batch * heads * seq_len**2
-    else:
-        real = attention_mask[:, None, :, None].to(q_s.dtype)
-        k_s, k_t = k_s * real, k_t.detach() * real
-        if padded_queries:
-            pairs = batch * heads * seq_len**2
-        else:
-            q_s, q_t = q_s * real, q_t.detach() * real
-            pairs = heads * attention_mask.sum(-1).square().sum().clamp(min=1)
-    summed = choose(IMPLEMENTATIONS, q_s.device.type)(q_s, k_s, q_t.detach(), k_t.detach())
-    return summed / pairs
+    keys = queries = None
+    pairs: Any = batch * heads * seq_len**2
+    if attention_mask is not None:
+        keys = attention_mask[:, None, :, None].to(q_s.dtype)
+        if not padded_queries:
+            queries, pairs = keys, heads * attention_mask.sum(-1).square().sum().clamp(min=1)
+    version = choose(IMPLEMENTATIONS, q_s.device.type)
+    return version(q_s, k_s, q_t.detach(), k_t.detach(), queries, keys) / pairs
 
 
-def reference(q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor) -> Tensor:
-    """The definition: both maps, their difference, its squares.  Returns their sum."""
+def reference(
+    q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor, queries: Tensor | None = None, keys: Tensor | None = None
+) -> Tensor:
+    """The definition: both maps, their difference, its squares.  Returns their sum over the real queries and keys.
+
+    queries, keys: (B, 1, S, 1), 1 on real tokens; None: all are.
+    """
     student, teacher = (q @ k.mT * q.shape[-1] ** -0.5 for q, k in ((q_s, k_s), (q_t, k_t)))
-    return (student - teacher).square().sum()
+    difference = student - teacher
+    for real in (queries, None if keys is None else keys.mT):
+        difference = difference if real is None else difference * real
+    return difference.square().sum()
 
 
 def torch_grams(p: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """PᵀP and RᵀR, (B, A, d, d), and ⟨PᵀP, RᵀR⟩ over all heads in float64.  p, r: (B, A, S, d)."""
     pp, rr = p.mT @ p, r.mT @ r
-    return pp, rr, torch.linalg.vecdot(pp.flatten().double(), rr.flatten().double())
+    return pp, rr, (pp * rr).sum(dtype=torch.float64)
 
 
 class Gram(torch.autograd.Function):
     """‖P·Rᵀ‖² by Gram matrices. Gradients come with the forward pass: all that stays has the student's size."""
 
     @staticmethod
-    def forward(ctx: Any, grams: Grams, q_s: Tensor, k_s: Tensor, q_t: Tensor, k_t: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        grams: Grams,
+        q_s: Tensor,
+        k_s: Tensor,
+        q_t: Tensor,
+        k_t: Tensor,
+        queries: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
         """As `reference`."""
         ds = q_s.shape[-1]
         a, b = ds**-0.5, q_t.shape[-1] ** -0.5
-        p, r = torch.cat([q_s * a, q_t * -b], -1), torch.cat([k_s, k_t], -1)
+        p, r = torch.cat([q_s * (a / b), q_t], -1), torch.cat([k_s, -k_t], -1)  # b² is left for the end
+        for states, real in ((p, queries), (r, keys)):
+            if real is not None:
+                states.mul_(real)
         pp, rr, value = grams(p, r)
         ctx.save_for_backward(
-            p @ rr[..., :ds] * (2 * a) if ctx.needs_input_grad[1] else None,
-            r @ pp[..., :ds] * 2 if ctx.needs_input_grad[2] else None,
+            p @ rr[..., :ds] * (2 * a * b) if ctx.needs_input_grad[1] else None,
+            r @ pp[..., :ds] * (2 * b * b) if ctx.needs_input_grad[2] else None,
         )
-        return value.clamp(min=0).to(q_s.dtype)
+        return (value.clamp(min=0) * (b * b)).to(q_s.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the student's queries and keys."""
         dq, dk = (None if gradient is None else gradient * upstream[0] for gradient in ctx.saved_tensors)
-        return None, dq, dk, None, None
+        return None, dq, dk, None, None, None, None
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": reference, "torch": partial(Gram.apply, torch_grams)}

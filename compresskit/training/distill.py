@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compresskit.kernels.attention import SHORT
 from compresskit.training.loop import Batch, Losses
-from compresskit.training.losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
+from compresskit.training.losses import (
+    attention_map_mse,
+    attention_score_mse,
+    hidden_state_mse,
+    soft_cross_entropy,
+)
 
 
 def uniform_mapping(student_layers: int, teacher_layers: int) -> list[int]:
@@ -62,7 +68,10 @@ def inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
 
-LAYERS = {"output_hidden_states": True, "output_query_key_states": True}  # what `layer_losses` asks of both models
+def layers_asked(batch: Batch) -> dict[str, bool]:
+    """What `layer_losses` asks of both models: hidden states, and scores if rows are short, else queries and keys."""
+    maps = batch["input_ids"].shape[1] <= SHORT
+    return {"output_hidden_states": True, "output_attention_scores": maps, "output_query_key_states": not maps}
 
 
 def layer_losses(
@@ -73,8 +82,11 @@ def layer_losses(
     Means run over real tokens; padded: over padding too, as in TinyBERT's code, so that they depend on its amount.
     """
     mask = batch["attention_mask"]
-    ours, theirs = (list(zip(o.query_states, o.key_states, strict=True)) for o in (own, target))
-    attention = attention_score_mse(ours, theirs, mapping, mask, padded)
+    if own.attention_scores is not None:
+        attention = attention_map_mse(own.attention_scores, target.attention_scores, mapping, mask, padded)
+    else:
+        ours, theirs = (list(zip(o.query_states, o.key_states, strict=True)) for o in (own, target))
+        attention = attention_score_mse(ours, theirs, mapping, mask, padded)
     hidden = hidden_state_mse(own.hidden_states, target.hidden_states, mapping, project, None if padded else mask)
     return attention, hidden
 
@@ -101,9 +113,10 @@ def intermediate(
     teacher.eval()
 
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        given = {**inputs(batch), **layers_asked(batch)}
         with torch.no_grad():
-            target = teacher.base_model(**inputs(batch), **LAYERS)
-        own = student.base_model(**inputs(batch), **LAYERS)
+            target = teacher.base_model(**given)
+        own = student.base_model(**given)
         attention, hidden = layer_losses(own, target, mapping, project, batch, padded)
         return {"loss": attention + hidden, "attention_loss": attention.detach(), "hidden_loss": hidden.detach()}
 
@@ -117,10 +130,16 @@ def check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         raise ValueError(f"the student has {own} labels and the teacher {theirs}; fine-tune the teacher on this task")
 
 
-def prediction(student: PreTrainedModel, teacher: PreTrainedModel, temperature: float = 1.0) -> Losses:
+def prediction(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    temperature: float = 1.0,
+    teacher_logits: Callable[[Batch], Tensor] | None = None,
+) -> Losses:
     """Losses of the second step: the teacher's answers; for regression the gold scores, as TinyBERT does.
 
-    Raises ValueError where student and teacher do not have the same number of labels.
+    teacher_logits: the teacher's answers to a batch, (B, C), such as `TeacherLogits` remembers; None: it is asked each
+    time.  Raises ValueError where student and teacher do not have the same number of labels.
     """
     check_labels(student, teacher)
     teacher.eval()
@@ -129,6 +148,8 @@ def prediction(student: PreTrainedModel, teacher: PreTrainedModel, temperature: 
         logits = student(**inputs(batch)).logits
         if student.config.num_labels == 1:
             return {"loss": F.mse_loss(logits.squeeze(-1), batch["labels"].to(logits.dtype))}
+        if teacher_logits is not None:
+            return {"loss": soft_cross_entropy(logits, teacher_logits(batch), temperature)}
         with torch.no_grad():
             target = teacher(**inputs(batch)).logits
         return {"loss": soft_cross_entropy(logits, target, temperature)}

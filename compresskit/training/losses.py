@@ -70,3 +70,23 @@ def attention_score_mse(
         q_t, k_t = (states.to(q_s.dtype) for states in teacher[target - 1])
         total.append(score_mse(q_s, k_s, q_t, k_t, attention_mask, padded_queries))
     return torch.stack(total).sum()
+
+
+def attention_map_mse(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    mapping: Sequence[int],
+    attention_mask: Tensor,
+    padded_queries: bool = False,
+) -> Tensor:
+    """`attention_score_mse` of scores that were built anyway: student, teacher, (B, A, S, S) of each layer."""
+    keys = attention_mask[:, None, None, :].to(student[0].dtype)
+    total = []
+    for own, target in zip(student, mapping[1:], strict=True):
+        difference = (own - teacher[target - 1].to(own.dtype)) * keys
+        if padded_queries:
+            total.append(difference.square().mean())
+        else:
+            pairs = own.shape[1] * attention_mask.sum(-1).square().sum().clamp(min=1)
+            total.append((difference * keys.mT).square().sum() / pairs)
+    return torch.stack(total).sum()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 HEADLESS = "COMPRESSKIT_HEADLESS"  # set by the runner
 LINE_SECONDS = 15.0
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -48,3 +50,11 @@ class Progress:
         shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
         line = f"{self.label}: {step} of {self.total}, {seconds:.3g} s each, {left} left{shown}"
         print(line, file=sys.stdout, flush=True)
+
+
+def watched(label: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+    """The items, of which there are `total`, one after the other, with their progress shown."""
+    with Progress(label, total) as progress:
+        for number, item in enumerate(items, start=1):
+            yield item
+            progress.at(number)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.training.distill import LAYERS, check_heads, check_labels, inputs, layer_losses
+from compresskit.training.distill import check_heads, check_labels, inputs, layer_losses, layers_asked
 from compresskit.training.loop import Batch, Losses
 from compresskit.training.losses import soft_cross_entropy
 
@@ -44,9 +44,10 @@ def all_layers(
     teacher.eval()
 
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        given = {**inputs(batch), **layers_asked(batch)}
         with torch.no_grad():
-            target = teacher(**inputs(batch), **LAYERS)
-        own = student(**inputs(batch), **LAYERS)
+            target = teacher(**given)
+        own = student(**given)
         attention, hidden = layer_losses(own, target, mapping, None, batch)
         answer = answers(own, target, batch, temperature)
         return {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compresskit.training.losses import attention_score_mse, hidden_state_mse, soft_cross_entropy
+from compresskit.training.losses import attention_map_mse, attention_score_mse, hidden_state_mse, soft_cross_entropy
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -97,6 +97,22 @@ def test_attention_layers_count_from_one_and_the_embeddings_entry_is_skipped():
         expected += squares[0].sum() + squares[1, :, :3, :3].sum()
     loss = attention_score_mse(student, teacher, [0, 1, 4], mask)
     torch.testing.assert_close(loss, expected / (3 * (16 + 9)), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("padded_queries", [True, False])
+def test_the_loss_on_maps_is_that_on_queries_and_keys(padded_queries):
+    student, teacher = heads(2, 0, 5), heads(4, 20, 7)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    lowered = (1 - mask[:, None, None, :]) * -10_000.0
+    maps = [[q @ k.mT / q.shape[-1] ** 0.5 + lowered for q, k in layers] for layers in (student, teacher)]
+    losses = [
+        attention_map_mse(*maps, [0, 1, 4], mask, padded_queries),
+        attention_score_mse(student, teacher, [0, 1, 4], mask, padded_queries),
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-10, atol=0)
+    learning = [states for layer in student for states in layer]
+    gradients = [torch.autograd.grad(loss, learning) for loss in losses]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-12)
 
 
 def test_other_heads_are_refused_instead_of_being_stretched():
