@@ -119,6 +119,37 @@ def export(
 
 @app.command()
 @plainly
+def predict(
+    out: Annotated[Path | None, Argument(help="Folder for the files.")] = None,
+    model: Annotated[list[str] | None, Option(metavar="TASK=MODEL", help="A task's model; repeatable.")] = None,
+    data_dir: Annotated[str, Option(help="Folder with the test files; empty: $COMPRESSKIT_DATA.")] = "",
+    max_seq_len: Annotated[int, Option(help="0: 128 for sentences, 384 for questions.")] = 0,
+    doc_stride: Annotated[int, Option(help="SQuAD: tokens between the starts of two windows.")] = 128,
+    max_query_length: Annotated[int, Option(help="SQuAD: longer questions are cut, in tokens.")] = 64,
+    check: Annotated[Path | None, Option(help="Write nothing; check this folder or zip instead.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Answer GLUE's test rows (and SQuAD's dev questions) as the files to hand in."""
+    from compresskit.stages import predict as stage
+
+    if (out is None) == (check is None):
+        raise ValueError("name a folder to write to, or one to --check")
+    if check is not None:
+        stage.check(check, data_dir)
+        return
+    models = dict(text.partition("=")[::2] for text in model or [])
+    if unnamed := [task for task, source in models.items() if not source]:
+        raise ValueError(f"--model {unnamed[0]}: expected TASK=MODEL")
+    if len(models) < len(model or []):
+        raise ValueError("--model: a task is named twice; give each task one model")
+    assert out is not None
+    stage.predict(
+        models, data_dir, out, max_seq_len=max_seq_len, doc_stride=doc_stride, max_query_length=max_query_length
+    )
+
+
+@app.command()
+@plainly
 def report(
     task: Annotated[str, Argument(help="A leaderboard.")],
     out: Annotated[Path, Argument(help="Markdown file; its data and plots go beside it.")],

@@ -19,14 +19,14 @@ __all__ = ["TASKS", "GlueTask", "Split", "encode", "read", "selection_size", "se
 MIN_SELECTION_ROWS = 200
 
 
-def read(task: str, source: str | Path, split: Split) -> Dataset:
+def read(task: str | GlueTask, source: str | Path, split: Split) -> Dataset:
     """Rows of one split: `sentence1`, `sentence2` of pair tasks, `label` (class index, or a float; −1 in test), `idx`.
 
     `source` is a directory that holds the task's folder or is that folder, or what `datasets.load_dataset` takes.
     `idx` is the row's position in its file, header not counted. Raises FileNotFoundError or ValueError, in one
     sentence with file and line.
     """
-    described = task_named(task)
+    described = task_named(task) if isinstance(task, str) else task
     if split not in ("train", "dev", "test"):
         raise ValueError(f"unknown split {split!r}; there are 'train', 'dev' and 'test'")
     folder = _tsv_folder(described, Path(source))
@@ -49,7 +49,10 @@ def _tsv_folder(task: GlueTask, source: Path) -> Path | None:
         if source.is_absolute() or source.parts[:1] in {(".",), ("..",), ("~",)} or len(source.parts) > 2:
             raise FileNotFoundError(f"{source}: no such directory; give one that holds {task.folder}/{task.train_file}")
         return None
-    if (source / "README.md").is_file() or any(source.rglob("*.parquet")) or any(source.rglob("*.json*")):
+    others = (source / other.folder / file for other in TASKS.values() for file in (other.train_file, other.test_file))
+    if not any(file.is_file() for file in others) and (  # else `datasets` would take another task's file for this one's
+        (source / "README.md").is_file() or any(source.rglob("*.parquet")) or any(source.rglob("*.json*"))
+    ):
         return None
     raise FileNotFoundError(
         f"{source}: neither {task.folder}/{task.train_file} nor {task.train_file} is there; "

@@ -53,7 +53,7 @@ class Evaluate:
         """Score every model on all dev rows; predictions per row become an artifact."""
         for name, model in self.models.items():
             data = self.data[name]
-            record = data.predict(model, "dev")
+            record = data.predict(model, "dev", f"score {name}")
             self.scores[name] = data.task.score(record)
             self.session.run.json(f"predictions/{name}.json", record)
         return pd.DataFrame(

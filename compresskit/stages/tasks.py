@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from compresskit.stages.inputs import data_folder, glue_source, tokenizer_for
 from compresskit.stages.session import model_folder, on_device
 from compresskit.stages.yaml_text import did_you_mean
 from compresskit.training import distill, distill_spans, prune
+from compresskit.training.loop import Batch
+from compresskit.training.progress import watched
 
 SPLITS = ("train", "selection", "dev")
 EVALUATION_TOKENS = 8192  # of a batch without gradients: 64 rows of 128
@@ -44,6 +46,7 @@ class SentenceTask:
     """A GLUE task: a label or a grade for a sentence or a pair."""
 
     recorded = ("labels", "logits")  # names in a record: what is right, and what the model said
+    usual_seq_len = 128  # where nobody says otherwise
     prediction = staticmethod(distill.prediction)  # losses of the second step of distillation
     answers = staticmethod(prune.label_answers)  # the answers' part of the loss while pruning
 
@@ -78,7 +81,7 @@ class SentenceTask:
             return {"label mean": labels.mean(), "label std": labels.std()}
         return {f"label {name}": (labels == i).mean() for i, name in enumerate(self.described.labels)}
 
-    def predict(self, model: PreTrainedModel, split: Split, batches: Batches) -> dict[str, Any]:
+    def predict(self, model: PreTrainedModel, split: Split, batches: Iterable[Batch]) -> dict[str, Any]:
         """The record of a model's answers, plain values for JSON: labels (N), logits (N, C) to 5 decimals."""
         logits, labels, _ = label_scores.predict(model, batches)
         return {"labels": labels.tolist(), "logits": logits.astype(float).round(5).tolist()}
@@ -92,6 +95,7 @@ class SpanTask:
     """SQuAD: questions whose answer is a part of a paragraph, in 2.0 also questions without one."""
 
     recorded = ("answers", "predictions")
+    usual_seq_len = 384
     prediction = staticmethod(distill_spans.prediction)
     answers = staticmethod(distill_spans.span_answers)
 
@@ -138,7 +142,7 @@ class SpanTask:
         paragraphs = len({question.context for question in rows})
         return {"questions": len(rows), "paragraphs": paragraphs, "without answer": silent}
 
-    def predict(self, model: PreTrainedModel, split: Split, batches: Batches) -> dict[str, Any]:
+    def predict(self, model: PreTrainedModel, split: Split, batches: Iterable[Batch]) -> dict[str, Any]:
         """The record of a model's answers: gold texts and predicted text by question id; for 2.0, predicted at null
         threshold 0, also the null odds and what the best threshold would give.
         """
@@ -210,11 +214,11 @@ class TaskData:
         """Training batches, shuffled, similar lengths together."""
         return Batches(self.train, self.batch_size, self.seed, self.tokenizer.pad_token_id)
 
-    def predict(self, model: PreTrainedModel, split: str) -> dict[str, Any]:
-        """The record of a model's answers on "selection" or "dev"."""
-        part, size = self.splits[split], max(1, EVALUATION_TOKENS // self.max_seq_len)
-        rows = Batches(part.encoded, size, 0, self.tokenizer.pad_token_id, shuffle=False, with_index=True)
-        return self.task.predict(model, part, rows)
+    def predict(self, model: PreTrainedModel, split: str, label: str = "") -> dict[str, Any]:
+        """The record of a model's answers on "selection" or "dev"; its progress is shown under `label`."""
+        part = self.splits[split]
+        rows = rows_in_order(part.encoded, self.tokenizer, self.max_seq_len)
+        return self.task.predict(model, part, watched(label, rows, len(rows)) if label else rows)
 
     def score(self, model: PreTrainedModel, split: str) -> Score:
         """A model's score on "selection" or "dev"."""
@@ -233,6 +237,12 @@ class TaskData:
             }
             lines.append(line | self.task.describe(split.rows))
         return pd.DataFrame(lines).set_index("split").round(3)
+
+
+def rows_in_order(encoded: Dataset, tokenizer: Any, max_seq_len: int) -> Batches:
+    """Batches for a model's answers: each row remembers its place."""
+    size = max(1, EVALUATION_TOKENS // max_seq_len)
+    return Batches(encoded, size, 0, tokenizer.pad_token_id, shuffle=False, with_index=True)
 
 
 def task_data(

@@ -199,3 +199,12 @@ def test_a_missing_split_is_one_sentence(repository):
     with pytest.raises(FileNotFoundError, match="split 'validation'") as error:
         glue.read("sst2", source, "dev")
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_with_other_tasks_is_never_read_as_a_data_set_repository(tmp_path):
+    """`datasets` would take the file of another task for the one that is missing."""
+    (tmp_path / "README.md").touch()
+    (tmp_path / "SST-2").mkdir()
+    (tmp_path / "SST-2/test.tsv").write_text("index\tsentence\n0\ta film\n")
+    with pytest.raises(FileNotFoundError, match=r"neither CoLA/train\.tsv nor train\.tsv is there"):
+        glue.read("cola", tmp_path, "test")
