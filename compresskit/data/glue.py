@@ -5,7 +5,7 @@ out as a data set repository); both give the same columns: `sentence1`, `sentenc
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
@@ -17,21 +17,24 @@ from compresskit.data.glue_tsv import read_tsv
 __all__ = ["TASKS", "GlueTask", "Split", "encode", "read", "selection_size", "selection_split", "task_named"]
 
 MIN_SELECTION_ROWS = 200
+SPLITS = get_args(Split)
 
 
 def read(task: str | GlueTask, source: str | Path, split: Split) -> Dataset:
     """Rows of one split: `sentence1`, `sentence2` of pair tasks, `label` (class index, or a float; −1 in test), `idx`.
 
     `source` is a directory that holds the task's folder or is that folder, or what `datasets.load_dataset` takes.
-    `idx` is the row's position in its file, header not counted. Raises FileNotFoundError or ValueError, in one
-    sentence with file and line.
+    `idx` is the row's position in its file, header not counted. "train_aug" is what the stage augment wrote. Raises
+    FileNotFoundError or ValueError, in one sentence with file and line.
     """
     described = task_named(task) if isinstance(task, str) else task
-    if split not in ("train", "dev", "test"):
-        raise ValueError(f"unknown split {split!r}; there are 'train', 'dev' and 'test'")
-    folder = _tsv_folder(described, Path(source))
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; there are {', '.join(map(repr, SPLITS))}")
+    folder = tsv_folder(described, Path(source))
     if folder is not None:
         columns = read_tsv(described, folder / described.file(split), split)
+    elif split == "train_aug":
+        raise FileNotFoundError(f"{source}: no train_aug.tsv there; name a folder that the stage augment made")
     else:
         columns = read_repository(described, str(source), split)
     label = Value("float32") if described.is_regression else Value("int64")
@@ -39,9 +42,9 @@ def read(task: str | GlueTask, source: str | Path, split: Split) -> Dataset:
     return Dataset.from_dict(columns, features=Features({**texts, "label": label, "idx": Value("int64")}))
 
 
-def _tsv_folder(task: GlueTask, source: Path) -> Path | None:
+def tsv_folder(task: GlueTask, source: Path) -> Path | None:
     """The folder with the task's TSV files; None where `source` has to be handed to `datasets`."""
-    files = {task.train_file, task.dev_file, task.test_file}
+    files = [task.file(split) for split in SPLITS]
     for folder in (source / task.folder, source):
         if any((folder / name).is_file() for name in files):
             return folder
@@ -49,7 +52,7 @@ def _tsv_folder(task: GlueTask, source: Path) -> Path | None:
         if source.is_absolute() or source.parts[:1] in {(".",), ("..",), ("~",)} or len(source.parts) > 2:
             raise FileNotFoundError(f"{source}: no such directory; give one that holds {task.folder}/{task.train_file}")
         return None
-    others = (source / other.folder / file for other in TASKS.values() for file in (other.train_file, other.test_file))
+    others = (source / other.folder / other.file(split) for other in TASKS.values() for split in SPLITS)
     if not any(file.is_file() for file in others) and (  # else `datasets` would take another task's file for this one's
         (source / "README.md").is_file() or any(source.rglob("*.parquet")) or any(source.rglob("*.json*"))
     ):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-Split = Literal["train", "dev", "test"]
+Split = Literal["train", "dev", "test", "train_aug"]  # the last: train with the copies that the stage augment makes
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class GlueTask:
         return max(len(self.labels), 1)
 
     def file(self, split: Split) -> str:
-        return {"train": self.train_file, "dev": self.dev_file, "test": self.test_file}[split]
+        files = {"train": self.train_file, "dev": self.dev_file, "test": self.test_file, "train_aug": "train_aug.tsv"}
+        return files[split]
 
 
 BINARY = ("0", "1")

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +24,63 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             raise ValueError(f"{path} line {number}: byte {byte:#04x} is not UTF-8; convert the file first") from None
 
 
+@dataclass(frozen=True)
+class Table:
+    """A TSV file: its header (None where it has none), its columns of interest, and its rows.
+
+    rows: position in the file (header not counted), line number, all fields.
+    """
+
+    header: list[str] | None
+    text_columns: tuple[int, ...]
+    label_column: int
+    rows: list[tuple[int, int, list[str]]]
+
+
 def read_tsv(task: GlueTask, path: Path, split: Split) -> dict[str, list]:
     """Columns `sentence1`, `sentence2` of pair tasks, `label`, `idx` of one official file."""
-    rows = _rows(path)
-    first_number, first = next(rows)
+    table = read_table(task, path, split)
+    columns: dict[str, list] = {name: [] for name in (*PAIR[: len(table.text_columns)], "label", "idx")}
+    for position, number, fields in table.rows:
+        for name, column in zip(PAIR, table.text_columns, strict=False):
+            columns[name].append(fields[column])
+        columns["label"].append(
+            -1 if split == "test" else parse_label(task, fields[table.label_column], f"{path} line {number}")
+        )
+        columns["idx"].append(position)
+    return columns
+
+
+def read_table(task: GlueTask, path: Path, split: Split) -> Table:
+    """One official file with all its columns; `read_tsv` gives the same rows, read."""
+    lines = _rows(path)
+    first_number, first = next(lines)
     if first == [""]:
         raise ValueError(f"{path} is empty; expected the {split} rows of {task.folder}")
     texts: tuple[int, ...]
     texts, label_column, width = task.text_columns, task.label_column % len(first), len(first)
-    if task.has_header or split == "test":
+    has_header = task.has_header or split == "test"
+    if has_header:
         texts, label_column = _columns_by_name(task, path, first, split)
     else:
-        rows = _chain((first_number, first), rows)
+        lines = _chain((first_number, first), lines)
         if width <= max(*texts, label_column):
             raise ValueError(f"{path} line 1: {width} columns where {max(*texts, label_column) + 1} are needed")
 
-    columns: dict[str, list] = {name: [] for name in (*PAIR[: len(texts)], "label", "idx")}
-    skipped = []
-    for position, (number, fields) in enumerate(rows):
+    rows, skipped = [], []
+    for position, (number, fields) in enumerate(lines):
         if len(fields) != width:
             if task.name == "qqp" and len(fields) < width:  # known of the official file: a few broken rows
                 skipped.append(number)
                 continue
             raise ValueError(f"{path} line {number}: {len(fields)} columns, expected {width} separated by tabs")
-        for name, column in zip(PAIR, texts, strict=False):
-            columns[name].append(fields[column])
-        columns["label"].append(
-            -1 if split == "test" else parse_label(task, fields[label_column], f"{path} line {number}")
-        )
-        columns["idx"].append(position)
+        rows.append((position, number, fields))
     if skipped:
         shown = ", ".join(map(str, skipped[:5])) + (", …" if len(skipped) > 5 else "")
         logger.warning("%s: skipped %d short rows (lines %s)", path, len(skipped), shown)
-    if not columns["idx"]:
+    if not rows:
         raise ValueError(f"{path} has a header but no rows")
-    return columns
+    return Table(first if has_header else None, texts, label_column, rows)
 
 
 def _chain(first: Any, rest: Iterator) -> Iterator:
