@@ -21,7 +21,18 @@ def source(cell: dict) -> str:
 
 
 def test_every_stage_has_a_notebook_a_smoke_file_and_a_place_in_the_smoke_pipeline():
-    stages = {"pretrain", "finetune", "evaluate", "search", "distill", "prune", "sparsity_report", "latency", "explore"}
+    stages = {
+        "pretrain",
+        "augment",
+        "finetune",
+        "evaluate",
+        "search",
+        "distill",
+        "prune",
+        "sparsity_report",
+        "latency",
+        "explore",
+    }
     assert {path.stem for path in NOTEBOOKS} == set(stage_names()) == stages
     smoke = (ROOT / "params/pipelines/smoke.yaml").read_text()
     for stage in stages:
