@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -23,9 +25,12 @@
 # %% tags=["parameters"]
 task: str = "sst2"  # cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli, squad1, squad2
 teacher: str = "models:/demo-teacher@latest"  # a task model: a run, a registered model, a folder or a hub id
+teacher_labels: list[str] = []  # names of the teacher's outputs in its order, where its config has none
 student: str = ""  # the student's start; empty: layers of the teacher
 student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
 layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
+projection: str = "shared"  # from student to teacher width, where these differ; or per_layer
+teacher_dtype: str = "auto"  # in the first step; auto: bfloat16 if it is fast and changes the loss by less than 0.1 %
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
 max_seq_len: int = 128  # longer texts are cut, in tokens
 doc_stride: int = 128  # SQuAD: tokens from the start of one window to the next
@@ -34,11 +39,12 @@ batch_size: int = 32  # examples per optimizer step
 intermediate_learning_rate: float = 5e-5  # of the first step
 intermediate_epochs: float = 3.0  # 0: the prediction step alone
 prediction_learning_rate: float = 3e-5  # of the second step
-prediction_epochs: float = 3.0  # passes of the second step
+prediction_epochs: float = 3.0  # passes of the second step; 0: the intermediate step alone
 warmup_ratio: float = 0.1  # share of the steps in which the learning rate rises
 temperature: float = 1.0  # of the softened answers
 evals_per_epoch: int = 2  # how often the selection rows are scored
 select_on: str = "selection"  # rows that choose the checkpoint; dev reproduces the papers
+faithful: bool = False  # as TinyBERT's code: BertAdam, its schedules, padding to max_seq_len that counts
 max_steps: int = 0  # stop earlier, for smoke tests; 0: no limit
 max_rows: int = 0  # keep this many rows of each split, for smoke tests; 0: all
 threads: int = 0  # of torch; 0: all cores
@@ -60,6 +66,9 @@ stage.data.describe()
 history = stage.train()
 
 # %% [markdown]
+# A warning above that the teacher is near chance means that there is nothing to learn from it: it was not fine-tuned on this
+# task, or its labels stand in another order.
+#
 # **First step.** Both parts should fall together. If the attention loss stays far above the hidden loss, the student cannot
 # imitate the teacher's heads: look at the mapping above, or give it more layers.
 

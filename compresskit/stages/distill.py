@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from compresskit.models import elastic
+from compresskit import tracking
+from compresskit.data.batching import Batches
+from compresskit.models import checkpoints, elastic
 from compresskit.stages.finetune import finish_task_model
 from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
-from compresskit.stages.session import DEVICE, Session, steps
+from compresskit.stages.session import DEVICE, Session, model_folder, steps
 from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
 from compresskit.training import distill
 from compresskit.training.loop import fit
-from compresskit.training.optim import adamw, linear_schedule
+from compresskit.training.optim import BertAdam, adamw, bert_schedule, decay_groups, linear_schedule
+from compresskit.training.teacher import (
+    MAX_LOSS_CHANGE,
+    TeacherLogits,
+    has_fast_bfloat16,
+    in_bfloat16,
+    weights_digest,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class DistillParams(Params):
@@ -24,9 +40,12 @@ class DistillParams(Params):
 
     task: str = "sst2"
     teacher: str = "models:/demo-teacher@latest"  # a task model: a run, a registered model, a folder or a hub id
+    teacher_labels: list[str] = []  # names of the teacher's outputs in its order, where its config has none
     student: str = ""  # the student's start; empty: layers of the teacher
     student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
     layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
+    projection: Literal["shared", "per_layer"] = "shared"  # from student to teacher width, where these differ
+    teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # in the first step; auto: bfloat16 if it is fast
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
     max_seq_len: int = Field(128, ge=8)
     doc_stride: int = Field(128, ge=1)  # SQuAD: tokens from the start of one window to the next
@@ -35,11 +54,12 @@ class DistillParams(Params):
     intermediate_learning_rate: float = Field(5e-5, gt=0)
     intermediate_epochs: float = Field(3.0, ge=0)  # 0: the prediction step alone
     prediction_learning_rate: float = Field(3e-5, gt=0)
-    prediction_epochs: float = Field(3.0, gt=0)
+    prediction_epochs: float = Field(3.0, ge=0)  # 0: the intermediate step alone
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     temperature: float = Field(1.0, gt=0)
     evals_per_epoch: int = Field(2, ge=1)
     select_on: Literal["selection", "dev"] = "selection"  # rows that choose the checkpoint; dev reproduces the papers
+    faithful: bool = False  # as TinyBERT's code: BertAdam, its schedules, padding to max_seq_len that counts, …
     max_steps: int = Field(0, ge=0)  # stop earlier, for smoke tests; 0: no limit
     max_rows: int = Field(0, ge=0)  # keep this many rows of each split, for smoke tests; 0: all
     threads: int = Field(0, ge=0)  # of torch; 0: all cores
@@ -57,6 +77,7 @@ class Distill:
     teacher: TaskModel
     student: TaskModel
     mapping: list[int]
+    released: dict[str, Tensor]  # projections that came with the student
 
     def shapes(self) -> pd.DataFrame:
         """Teacher and student side by side, and which teacher layer each student layer learns from."""
@@ -72,26 +93,27 @@ class Distill:
     def train(self) -> pd.DataFrame:
         """Both steps; goes on where a stopped run of the same parameters ended. Returns step, key, value."""
         first = self.train_intermediate() if self.params.intermediate_epochs else 0
-        self.train_prediction(first)
+        if self.params.prediction_epochs:
+            self.train_prediction(first)
         return self.session.run.history()
 
     def train_intermediate(self) -> int:
         """Attention scores and hidden states, no answers yet: nothing to choose by, the last weights go on."""
-        params, batches = self.params, self.data.batches()
+        params, batches = self.params, self.batches()
         num_steps = steps(params.intermediate_epochs, len(batches), params.max_steps)
-        project = distill.projection(self.student.config.hidden_size, self.teacher.config.hidden_size)
-        modules = [self.student] if project is None else [self.student, project.to(DEVICE)]
-        optimizer = adamw(modules, params.intermediate_learning_rate)
+        project = self.projection()
+        modules: list[nn.Module] = [self.student] if project is None else [self.student, project]
+        teacher = self.teacher_for(batches, project)
         fit(
             self.student,
             batches,
-            distill.intermediate(self.student, self.teacher, self.mapping, project),
-            optimizer,
-            linear_schedule(optimizer, num_steps, params.warmup_ratio),
+            distill.intermediate(self.student, teacher, self.mapping, project, padded=params.faithful),
+            *self.optimizer(modules, params.intermediate_learning_rate, num_steps, "none"),
             num_steps,
             label="distill: intermediate layers",
             state=self.session.state("intermediate"),
             parts={} if project is None else {"projection": project},
+            max_grad_norm=self.max_grad_norm,
             observe=lambda step, numbers: self.session.observe(
                 step, {name.replace("train/", "train/intermediate_"): value for name, value in numbers.items()}
             ),
@@ -100,22 +122,82 @@ class Distill:
 
     def train_prediction(self, offset: int) -> None:
         """The teacher's answers; the best checkpoint on the selection rows is kept."""
-        params, batches = self.params, self.data.batches()
+        params, task = self.params, self.data.task
+        remembered = self.remembered()
+        batches = self.batches(with_index=remembered is not None)
         num_steps = steps(params.prediction_epochs, len(batches), params.max_steps)
-        optimizer = adamw([self.student], params.prediction_learning_rate)
+        known = {} if remembered is None else {"teacher_logits": remembered}
         fit(
             self.student,
             batches,
-            self.data.task.prediction(self.student, self.teacher, params.temperature),
-            optimizer,
-            linear_schedule(optimizer, num_steps, params.warmup_ratio),
+            task.prediction(self.student, self.teacher, params.temperature, **known),
+            *self.optimizer([self.student], params.prediction_learning_rate, num_steps, "warmup_linear"),
             num_steps,
             label="distill: prediction",
             state=self.session.state("prediction"),
+            parts=known,
             evaluate=lambda: self.data.score(self.student, params.select_on).value,
             eval_every=max(1, len(batches) // params.evals_per_epoch),
+            max_grad_norm=self.max_grad_norm,
             observe=lambda step, numbers: self.session.observe(offset + step, numbers),
         )
+        if remembered is not None:
+            remembered.keep()
+
+    def batches(self, with_index: bool = False) -> Batches:
+        """Training batches of similar lengths; faithful: in plain random order, whole ones only, padded in full."""
+        order: dict[str, Any] = {"with_index": with_index}
+        if self.params.faithful:
+            order |= {"length_buckets": False, "drop_last": True, "pad_to": self.params.max_seq_len}
+        return self.data.batches(**order)
+
+    def projection(self) -> nn.Module | None:
+        """The map from the student's hidden states to the teacher's; see `distill.projection`."""
+        project = distill.projection(
+            self.student.config.hidden_size,
+            self.teacher.config.hidden_size,
+            len(self.mapping),
+            per_layer=self.params.projection == "per_layer",
+            always=self.params.faithful,
+            released=self.released,
+        )
+        return None if project is None else project.to(DEVICE)
+
+    def teacher_for(self, batches: Batches, project: nn.Module | None) -> TaskModel:
+        """The teacher as the first step asks it: in bfloat16 where that is faster and changes the loss by < 0.1 %."""
+        wanted = self.params.teacher_dtype
+        if wanted == "float32" or (wanted == "auto" and not has_fast_bfloat16()):
+            return self.teacher
+        sample = batches.from_step(0, min(2, len(batches)))
+        half, change = in_bfloat16(self.teacher, self.student, self.mapping, project, sample, self.params.faithful)
+        taken = wanted == "bfloat16" or change < MAX_LOSS_CHANGE
+        self.session.run.tag(
+            {"teacher_dtype": "bfloat16" if taken else "float32", "teacher_loss_change": f"{change:.1e}"}
+        )
+        return half if taken else self.teacher
+
+    def remembered(self) -> TeacherLogits | None:
+        """The teacher's answers by row; None where a row has no fixed number of them, or the loss does not ask."""
+        if not self.data.task.answers_per_row or self.teacher.config.num_labels == 1:
+            return None
+        key = f"{weights_digest(self.teacher)}-{tracking.digest(self.data.train)}"
+        path = tracking.project_root() / ".cache" / "teacher_logits" / f"{key}.safetensors"
+        return TeacherLogits(self.teacher, len(self.data.train), path, key)
+
+    @property
+    def max_grad_norm(self) -> float:
+        """BertAdam clips each tensor by itself."""
+        return math.inf if self.params.faithful else 1.0
+
+    def optimizer(
+        self, modules: list[nn.Module], learning_rate: float, num_steps: int, schedule: str
+    ) -> tuple[Optimizer, LRScheduler]:
+        """AdamW with warm-up and linear decay; faithful: BertAdam with the `schedule` of TinyBERT's step."""
+        if self.params.faithful:
+            bert_adam = BertAdam(decay_groups(modules, 0.01), lr=learning_rate)
+            return bert_adam, bert_schedule(bert_adam, num_steps, schedule, self.params.warmup_ratio)
+        optimizer = adamw(modules, learning_rate)
+        return optimizer, linear_schedule(optimizer, num_steps, self.params.warmup_ratio)
 
     def finish(self) -> pd.DataFrame:
         """Score on the rows that chose the checkpoint, model and row of results. Dev rows are the stage evaluate's."""
@@ -125,6 +207,8 @@ class Distill:
 def open(params: DistillParams) -> Distill:
     """Load teacher, student and data, start the run."""
     task = task_named(params.task)
+    if not params.intermediate_epochs and not params.prediction_epochs:
+        raise ValueError("both steps are off; set intermediate_epochs or prediction_epochs above 0")
     if params.student and params.student_layers:
         raise ValueError("the student's start is named twice; give student, or student_layers of the teacher")
     session = Session(
@@ -135,9 +219,11 @@ def open(params: DistillParams) -> Distill:
         seed=params.seed,
         threads=params.threads,
     )
-    teacher, tokenizer = task.open_model(params.teacher, trained=True)
+    teacher, tokenizer = task.open_model(params.teacher, trained=True, labels=params.teacher_labels)
+    released: dict[str, Tensor] = {}
     if params.student:
         student, _ = task.open_model(params.student)
+        released = checkpoints.read(model_folder(params.student)).training_only
     else:
         chosen = params.student_layers or range(2, teacher.config.num_hidden_layers + 1, 2)
         layers = [layer - 1 for layer in chosen]
@@ -146,4 +232,4 @@ def open(params: DistillParams) -> Distill:
     mapping = [0, *params.layer_mapping] if params.layer_mapping else distill.uniform_mapping(*depths)
     data = task_data(task, params, tokenizer, batch_size=params.batch_size)
     session.run.input(params.task, data.source, data.train)
-    return Distill(params, session, data, teacher, student, mapping)
+    return Distill(params, session, data, teacher, student, mapping, released)

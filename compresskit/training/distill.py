@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,9 +44,30 @@ def check_mapping(mapping: Sequence[int], student_layers: int, teacher_layers: i
         )
 
 
-def projection(student_width: int, teacher_width: int) -> nn.Linear | None:
-    """The learned map from student to teacher hidden states; None for equal widths, which are compared as they are."""
-    return None if student_width == teacher_width else nn.Linear(student_width, teacher_width)
+def projection(
+    student_width: int,
+    teacher_width: int,
+    num_states: int,
+    *,
+    per_layer: bool = False,
+    always: bool = False,
+    released: Mapping[str, Tensor] | None = None,
+) -> nn.Module | None:
+    """The learned map from student to teacher hidden states, shared by all `num_states` of them or `per_layer`.
+
+    None for equal widths, which are compared as they are, unless `always`, as in TinyBERT's code. released: the
+    `fit_dense` or `fit_denses` of a released student; the map starts from them where they are of its shape.
+    """
+    if student_width == teacher_width and not always:
+        return None
+    shared = nn.Linear(student_width, teacher_width)
+    project = nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in range(num_states)) if per_layer else shared
+    prefix = "fit_denses." if per_layer else "fit_dense."
+    given = {name.removeprefix(prefix): t for name, t in (released or {}).items() if name.startswith(prefix)}
+    own = project.state_dict()
+    if given.keys() == own.keys() and all(given[name].shape == own[name].shape for name in own):
+        project.load_state_dict(given)
+    return project
 
 
 def check_heads(student: Any, teacher: Any, mapping: Sequence[int]) -> None:

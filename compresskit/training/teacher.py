@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -80,6 +81,15 @@ class TeacherLogits:
         return None
 
 
+def weights_digest(model: nn.Module) -> str:
+    """The first 16 hex digits of a SHA-256 over names, shapes and values of all weights."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 faster than float32: a GPU, or a CPU with instructions for it."""
     if torch.cuda.is_available():
@@ -99,7 +109,8 @@ def in_bfloat16(
 
     The models' modes are left as found; the random state is not touched, for nothing drops out here.
     """
-    half = copy.deepcopy(teacher).to(dtype=torch.bfloat16).eval()
+    half = copy.deepcopy(teacher).eval()
+    nn.Module.to(half, torch.bfloat16)
     training = student.training
     student.eval()
     sums = torch.zeros(2, dtype=torch.float64)

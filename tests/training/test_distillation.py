@@ -67,8 +67,22 @@ def test_a_mapping_with_other_or_wrong_layers_is_refused(mapping):
 
 
 def test_only_unequal_widths_need_a_projection():
-    assert distill.projection(8, 8) is None
-    assert distill.projection(6, 8).weight.shape == (8, 6)
+    assert distill.projection(8, 8, 3) is None
+    assert distill.projection(6, 8, 3).weight.shape == (8, 6)
+    assert distill.projection(8, 8, 3, always=True).weight.shape == (8, 8)
+    assert [p.weight.shape for p in distill.projection(6, 8, 3, per_layer=True)] == [(8, 6)] * 3
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_a_released_projection_is_taken_where_it_has_the_shape(per_layer):
+    made = distill.projection(6, 8, 3, per_layer=per_layer)
+    prefix = "fit_denses." if per_layer else "fit_dense."
+    released = {prefix + name: torch.full_like(tensor, 0.5) for name, tensor in made.state_dict().items()}
+    taken = distill.projection(6, 8, 3, per_layer=per_layer, released=released)
+    assert all((tensor == 0.5).all() for tensor in taken.state_dict().values())
+    for others in ({"width": 5, "states": 3}, {"width": 6, "states": 4} if per_layer else {"width": 7, "states": 3}):
+        other = distill.projection(others["width"], 8, others["states"], per_layer=per_layer, released=released)
+        assert not any((tensor == 0.5).all() for tensor in other.state_dict().values())
 
 
 # ---- the first step
@@ -105,7 +119,7 @@ def by_formula(student, teacher, mapping: list[int], project, padded: bool = Fal
 @pytest.mark.parametrize(("student_width", "mapping"), [(8, [0, 2, 4]), (6, [0, 2, 4]), (6, [0, 3, 1])], ids=str)
 def test_the_intermediate_loss_and_its_gradients_are_tinyberts(student_width, mapping, padded):
     teacher, student = task_model(0, 4, 8), task_model(1, 2, student_width)
-    project = distill.projection(student_width, 8)
+    project = distill.projection(student_width, 8, 3)
     project = project and project.double()
     values = distill.intermediate(student, teacher, mapping, project, padded)(BATCH, 1)
     attention, hidden = by_formula(student, teacher, mapping, project, padded)
