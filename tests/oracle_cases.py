@@ -37,6 +37,11 @@ CLAIMED = {
         "bertadam",
         "general_distill",
         "train_",
+        "pregenerate",
+        "tokenizer",
+        "glue_processors",
+        "glue_metrics",
+        "augmentation",
     ),
     "autotinybert": (
         "superbert_mlm",
@@ -60,6 +65,14 @@ GIVEN_FIELDS = re.compile(
     r"|argv|hyper|student_saved"  # of a training run; student_saved says in words which weights were kept
     r"|lr|warmup|t_total|schedule|b1|b2|eps|weight_decay|max_grad_norm"  # of an optimizer
 )
+# And those that are inputs in the cases of one kind; in another the same name may be a result.
+GIVEN_FIELDS_OF_KIND = {
+    "pregenerate": re.compile(r"corpus|args|vocab"),
+    "tokenizer": re.compile(r"vocab|text"),
+    "glue_processors": re.compile(r"files|vocab|max_seq_length"),
+    "glue_metrics": re.compile(r"task|preds|labels"),
+    "augmentation": re.compile(r"vocab|M|N|p|glove_lines|glove_vocab_size|sentence|train_tsv|python_random_seed"),
+}
 
 # The forms of a written tolerance: "exact", "abs 1e-5", "1e-6", "abs 1e-5 float32; masked scores near -1e4: rel 1e-6".
 WRITTEN_TOLERANCE = re.compile(r"exact|(?:abs )?(\S+?)(?: float32)?(?:; masked scores near -1e4: rel (\S+))?")
@@ -211,8 +224,11 @@ class Case:
 
     # Comparing
 
-    def check(self, name: str, got: Tensor, *, tolerance: Tolerance | None = None) -> None:
-        """Compare a recorded array with ours, within the case's own tolerance if none is given; integers exactly."""
+    def check(self, name: str, got: Tensor, *, tolerance: Tolerance | None = None, equal_nan: bool = False) -> None:
+        """Compare a recorded array with ours, within the case's own tolerance if none is given; integers exactly.
+
+        equal_nan: a recorded NaN wants a NaN, where one is the right answer; else NaN equals nothing.
+        """
         if is_given_array(name):
             raise ValueError(f"{self}: {name} was handed in; there is nothing to compare")
         recorded, got = self._arrays[name], torch.as_tensor(got).detach()
@@ -221,14 +237,16 @@ class Case:
         if got.is_floating_point() != recorded.is_floating_point():
             raise AssertionError(f"{self}: {name} is of {got.dtype}, recorded {recorded.dtype}")
         if recorded.is_floating_point():
-            compare(f"{self}: {name}", got.double(), recorded.double(), tolerance or self.tolerance())
+            same = got.isnan() & recorded.isnan() if equal_nan else torch.zeros_like(recorded, dtype=torch.bool)
+            ours, theirs = (tensor.double().masked_fill(same, 0) for tensor in (got, recorded))
+            compare(f"{self}: {name}", ours, theirs, tolerance or self.tolerance())
         elif not torch.equal(got.to(recorded.dtype), recorded):
             raise AssertionError(f"{self}: {name} differs in {int((got != recorded).sum())} of {got.numel()} entries")
         self.compared_arrays.add(name)
 
     def check_value(self, *path: str | int, got: Any, tolerance: Tolerance | None = None) -> None:
         """Compare the JSON value at a path, and all below it: floats within the tolerance, everything else exactly."""
-        if any(GIVEN_FIELDS.fullmatch(str(step)) for step in path):
+        if self.is_given_value(path):
             raise ValueError(f"{self}: {spelled(path)} was handed in; there is nothing to compare")
         recorded = self.value(*path)
         recorded_leaves, got_leaves = dict(leaves(recorded)), dict(leaves(got))
@@ -256,10 +274,15 @@ class Case:
 
     # Whether all was compared
 
+    def is_given_value(self, path: tuple) -> bool:
+        """Whether the JSON value at a path was handed to the original program, rather than computed by it."""
+        of_kind = GIVEN_FIELDS_OF_KIND.get(kind_of(self.system, self.name) or "")
+        return any(p.fullmatch(str(step)) for p in (GIVEN_FIELDS, of_kind) if p for step in path)
+
     def left_over(self) -> list[str]:
         """The recorded results, arrays and JSON values, that no check has compared since start(); a case has some."""
         arrays = [n for n in self._arrays if not is_given_array(n) and n not in self.compared_arrays]
-        values = [path for path, _ in leaves(self.record) if not any(GIVEN_FIELDS.fullmatch(str(s)) for s in path)]
+        values = [path for path, _ in leaves(self.record) if not self.is_given_value(path)]
         left = arrays + [spelled(path) for path in values if path not in self.compared_values]
         if not left and not self.compared_arrays and not self.compared_values:
             return ["any result at all"]

@@ -91,8 +91,8 @@ def test_a_claimed_kind_that_no_test_takes_is_noticed(tmp_path, folder):
 
 
 def test_a_kind_that_is_tested_but_not_claimed_is_refused():
-    with pytest.raises(ValueError, match="tinybert/pregenerate is tested but not in CLAIMED"):
-        oracle("tinybert", "pregenerate")
+    with pytest.raises(ValueError, match="tinybert/unheard_of is tested but not in CLAIMED"):
+        oracle("tinybert", "unheard_of")
 
 
 # Which cases a test gets
@@ -215,6 +215,25 @@ def test_a_recorded_nan_is_matched_by_nothing(folder):
     case = Case(write_case(folder, arrays={"out/y": np.array([np.nan], np.float32)}))
     with pytest.raises(AssertionError, match="1 of 1 numbers differ"):
         case.check("out/y", torch.tensor([float("nan")]))
+
+
+def test_a_recorded_nan_is_matched_by_a_nan_alone_where_the_test_says_so(folder):
+    case = Case(write_case(folder, arrays={"out/y": np.array([np.nan, 1], np.float32)}))
+    case.check("out/y", torch.tensor([float("nan"), 1]), equal_nan=True)
+    for wrong in ([0.0, 1.0], [float("nan"), float("nan")], [float("nan"), 2.0]):
+        with pytest.raises(AssertionError, match="1 of 2 numbers differ"):
+            case.check("out/y", torch.tensor(wrong), equal_nan=True)
+
+
+def test_a_field_may_be_an_input_in_one_kind_and_a_result_in_another(folder):
+    processors, corpus = (
+        Case(write_case(folder, name, files={"a": "b"})) for name in ("glue_processors", "pregenerate")
+    )
+    with pytest.raises(ValueError, match="files was handed in"):
+        processors.check_value("files", got={"a": "b"})
+    assert "files/a" in corpus.left_over()
+    assert "files/a" not in processors.left_over()
+    corpus.check_value("files", got={"a": "b"})
 
 
 def test_integers_are_compared_exactly_and_not_with_floats(folder):

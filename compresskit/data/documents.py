@@ -1,0 +1,199 @@
+"""Tokenised documents on disk: one row per document, read memory-mapped, however large the corpus is.
+
+A row has the ids of all its sentences after each other (`input_ids`) and where each of them ends (`sentence_ends`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from compresskit.data import books, corpora, mediawiki, shards
+from compresskit.data.corpora import Document
+
+SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("sentence_ends", pa.list_(pa.int32()))])
+SENTENCES_AT_ONCE = 2_000  # tokenised together
+
+READERS: dict[str, Callable[[Path, int], Iterator[Document]]] = {
+    "MediaWiki dump": mediawiki.read_documents,
+    "sentences": corpora.read_sentence_file,
+    "books": books.read_books,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where documents come from: a MediaWiki dump, a file of one sentence per line, or a folder of books."""
+
+    name: str
+    path: Path
+
+    @property
+    def kind(self) -> str:
+        """By what the path is: a folder holds books, .bz2 or .xml is a dump, every other file has sentences."""
+        if self.path.is_dir():
+            return "books"
+        return "MediaWiki dump" if self.path.suffix.lower() in (".bz2", ".xml") else "sentences"
+
+    def files(self) -> list[Path]:
+        """Its files. Raises FileNotFoundError where there are none."""
+        if self.kind == "books":
+            return books.book_files(self.path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"source {self.name}: {self.path}: no such file or folder")
+        return [self.path]
+
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files())
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """Its documents from number `start` on."""
+        return READERS[self.kind](self.path, start)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells whether it is still the same: its files with their sizes and times."""
+        stated = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files()]
+        return {"kind": self.kind, "files": [list(entry) for entry in stated]}
+
+
+@dataclass
+class Progress:
+    """How far a source was read, and what was in it."""
+
+    read: int = 0  # documents of the source, with those that had no sentence
+    documents: int = 0
+    sentences: int = 0
+    tokens: int = 0
+    end: int = 0  # bytes of the source
+    whole: bool = False
+
+
+def store(folder: Path, source: Source, tokenizer: Any, advance: Callable[[int], None] = lambda end: None) -> Progress:
+    """Tokenise the documents of a source into `folder`, going on where an earlier call was stopped.
+
+    advance gets the bytes of the source read so far. Takes the memory of a few thousand sentences, or of the longest
+    document. Raises ValueError where the source has no sentence at all, and what its reader raises.
+    """
+    done = shards.notes(folder)
+    progress = Progress(**done[-1]) if done else Progress()
+    if progress.whole:
+        return progress
+    with shards.Writer(folder, SCHEMA) as writer:
+        for part in _grouped(source.documents(progress.read)):
+            progress.read += len(part)
+            kept = [document.sentences for document in part if document.sentences]
+            if kept:
+                ids, ends = _encoded(kept, tokenizer)
+                writer.add([ids, ends])
+                progress.tokens += len(ids.values)
+            progress.documents += len(kept)
+            progress.sentences += sum(map(len, kept))
+            progress.end = part[-1].end
+            advance(progress.end)
+            if writer.bytes > shards.SHARD_BYTES:
+                writer.commit(asdict(progress))
+        if not progress.documents:
+            raise ValueError(f"source {source.name}: {source.path} has no sentence; expected {source.kind}")
+        progress.whole = True
+        writer.commit(asdict(progress))
+    return progress
+
+
+def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Runs of documents with about SENTENCES_AT_ONCE sentences."""
+    part: list[Document] = []
+    size = 0
+    for document in documents:
+        part.append(document)
+        size += len(document.sentences) + 1
+        if size >= SENTENCES_AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _encoded(documents: list[list[str]], tokenizer: Any) -> tuple[pa.ListArray, pa.ListArray]:
+    """The columns input_ids and sentence_ends of the documents."""
+    sentences = [sentence for document in documents for sentence in document]
+    pieces: list[list[int]] = []
+    for begin in range(0, len(sentences), SENTENCES_AT_ONCE):
+        pieces += tokenizer(
+            sentences[begin : begin + SENTENCES_AT_ONCE],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+    ids = np.concatenate([np.array(piece, dtype=np.int32) for piece in pieces])
+    ends = np.cumsum([len(piece) for piece in pieces])  # of the sentences, in ids
+    last = np.cumsum([0, *map(len, documents)])  # the number of sentences before each document, and of all
+    starts = np.concatenate([[0], ends])[last]  # of the documents, in ids
+    own = ends - np.repeat(starts[:-1], np.diff(last))
+    return _lists(ids, starts), _lists(own.astype(np.int32), last)
+
+
+def _lists(values: np.ndarray, offsets: np.ndarray) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values))
+
+
+class Sentences:
+    """The sentences of one document as lists of ids, taken from the disk when they are asked for."""
+
+    __slots__ = ("_ends", "_ids")
+
+    def __init__(self, ids: np.ndarray, ends: np.ndarray):
+        self._ids, self._ends = ids, ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: int) -> list[int]:
+        begin = self._ends[number - 1] if number else 0
+        return self._ids[begin : self._ends[number]].tolist()
+
+
+class Documents:
+    """The documents of one or several folders, as one sequence."""
+
+    def __init__(self, folders: Iterable[Path]):
+        columns = [
+            [(column.offsets.to_numpy(), column.values.to_numpy()) for column in batch.columns]
+            for folder in folders
+            for batch in shards.batches(folder)
+        ]
+        self._ids = [ids for ids, _ in columns]  # (offsets, values) of each record batch
+        self._ends = [ends for _, ends in columns]
+        self._first_document = np.cumsum([0, *(len(offsets) - 1 for offsets, _ in self._ids)]).tolist()
+        self._first_sentence = np.cumsum([0, *(int(offsets[-1]) for offsets, _ in self._ends)]).tolist()
+
+    def __len__(self) -> int:
+        return self._first_document[-1]
+
+    @property
+    def num_sentences(self) -> int:
+        return self._first_sentence[-1]
+
+    def __getitem__(self, number: int) -> Sentences:
+        batch = bisect_right(self._first_document, number) - 1
+        row = number - self._first_document[batch]
+        (ids_at, ids), (ends_at, ends) = self._ids[batch], self._ends[batch]
+        return Sentences(ids[ids_at[row] : ids_at[row + 1]], ends[ends_at[row] : ends_at[row + 1]])
+
+    def draw_other(self, number: int, rng: Random) -> Sentences:
+        """Another document than `number`, each as probable as it has sentences: one draw, no list of them all."""
+        batch = bisect_right(self._first_document, number) - 1
+        row = number - self._first_document[batch]
+        at = self._ends[batch][0]
+        end = self._first_sentence[batch] + int(at[row + 1])
+        drawn = rng.randrange(end, end + self.num_sentences - int(at[row + 1] - at[row])) % self.num_sentences
+        batch = bisect_right(self._first_sentence, drawn) - 1
+        row = int(np.searchsorted(self._ends[batch][0], drawn - self._first_sentence[batch], side="right")) - 1
+        return self[self._first_document[batch] + row]
