@@ -17,11 +17,12 @@
 # Masked words teach the network the language before any task does. The result is the start of a teacher; with `supernet`
 # set, smaller networks inside it learn by turns, so that a later search can score them without training each of them.
 #
-# **In:** a corpus (one sentence per line), sizes. **Out:** a model folder with its vocabulary, as an artifact of the run.
+# **In:** a corpus (one sentence per line, or a folder made by the stage `corpus`), sizes. **Out:** a model folder with its
+# vocabulary, as an artifact of the run.
 # **Time:** about 1 minute with the bundled corpus; a stopped run goes on where it was.
 
 # %% tags=["parameters"]
-corpus: str = "bundled"  # a text file, one sentence per line, blank line between documents
+corpus: str = "bundled"  # a text, one sentence per line, blank line between documents; or of the stage corpus
 vocabulary: str = ""  # a folder or vocab.txt; empty: a WordPiece vocabulary is trained on the corpus
 vocab_size: int = 4000  # size of a vocabulary that is trained
 model: str = ""  # start from this model; empty: a new one of the sizes below

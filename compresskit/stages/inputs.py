@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import tracking
-from compresskit.data import bundled, vocabulary
+from compresskit.data import bundled, prepared, vocabulary
 
 BUNDLED = "bundled"
 DATA = "COMPRESSKIT_DATA"
@@ -39,13 +39,17 @@ def board(task: str, data_dir: str) -> str:
 
 
 def corpus_file(corpus: str) -> Path:
-    """A text file of one sentence per line; "bundled" and "" as in `data_folder`, in which it is corpus.txt.
+    """A text file of one sentence per line, or a folder made by the stage corpus; "bundled" and "" as in `data_folder`,
+    in which it is corpus.txt.
 
-    Raises FileNotFoundError where there is no such file.
+    Raises FileNotFoundError where there is neither.
     """
     path = Path(corpus).expanduser() if corpus not in ("", BUNDLED) else Path(data_folder(corpus)) / "corpus.txt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file; corpus names a text file with one sentence per line")
+    if not path.is_file() and not prepared.is_prepared(path):
+        raise FileNotFoundError(
+            f"{path}: corpus names a text file with one sentence per line or a folder made by the stage corpus, and "
+            "there is neither"
+        )
     return path
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from compresskit.data import corpora, masking, vocabulary
+from compresskit.data import corpora, masking, prepared, vocabulary
 from compresskit.data.batching import Batches
 from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, checkpoints
 from compresskit.models.heads import labelled_loss
@@ -28,7 +28,7 @@ HELD_OUT = 0.02  # share of the corpus kept for the loss that is reported
 class PretrainParams(Params):
     """Parameters of the stage `pretrain`."""
 
-    corpus: str = "bundled"  # a text file, one sentence per line, blank line between documents
+    corpus: str = "bundled"  # a text, one sentence per line, blank line between documents; or of the stage corpus
     vocabulary: str = ""  # a folder or vocab.txt; empty: a WordPiece vocabulary is trained on the corpus
     vocab_size: int = Field(4000, ge=100)
     model: str = ""  # start from this model; empty: a new one of the sizes below
@@ -134,15 +134,20 @@ def masked_lm_loss(
 def open(params: PretrainParams) -> Pretrain:
     """Read the corpus, build or load the model, start the run."""
     corpus = corpus_file(params.corpus)
+    instances = prepared.load(corpus) if corpus.is_dir() else None
     if params.model:
         folder = model_folder(params.model)
         model = checkpoints.load(CompactBertForMaskedLM, folder)
         tokenizer = tokenizer_for(folder, model.config.vocab_size)
     elif params.vocabulary:
         tokenizer = vocabulary.load_tokenizer(params.vocabulary)
+    elif instances:
+        tokenizer = instances.tokenizer
     else:
         sentences = (line for document in corpora.read_documents(corpus) for line in document)
         tokenizer = vocabulary.train_wordpiece(sentences, params.vocab_size)
+    if instances:
+        instances.check_fits(tokenizer, params.max_seq_len)
     session = Session(
         "pretrain",
         params,
@@ -154,7 +159,7 @@ def open(params: PretrainParams) -> Pretrain:
     if not params.model:
         model = CompactBertForMaskedLM(new_config(params, len(tokenizer)))
     on_device(model)
-    rows = corpora.encode(corpus, tokenizer, params.max_seq_len)
+    rows = instances.epochs[0] if instances else corpora.encode(corpus, tokenizer, params.max_seq_len)
     split = rows.train_test_split(test_size=HELD_OUT, seed=params.seed, shuffle=True)
     train, held_out = (
         Batches(part, params.batch_size, params.seed, tokenizer.pad_token_id, shuffle=shuffle)
