@@ -22,6 +22,7 @@ def source(cell: dict) -> str:
 
 def test_every_stage_has_a_notebook_a_smoke_file_and_a_place_in_the_smoke_pipeline():
     stages = {
+        "corpus",
         "pretrain",
         "augment",
         "finetune",
