@@ -23,7 +23,8 @@ demo: $(SETUP)  ## the main job on bundled data, about 6 minutes on 2 cores
 test: $(SETUP)  ## no network, no browser, under 15 minutes on 2 cores
 	$(BIN)/pytest -n 2 --dist loadgroup -m "not long"
 
-test-long: $(SETUP)  ## browser, fault injection, whole pipelines; under 75 minutes
+test-long: $(SETUP)  ## browser, fault injection, whole pipelines, Triton's interpreter; under 75 minutes
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gpu]"
 	$(BIN)/pytest -m long
 
 lint: $(SETUP)
