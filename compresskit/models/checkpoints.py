@@ -25,7 +25,6 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from compresskit.models.config import CompactBertConfig
-from compresskit.models.heads import CompactBertForSequenceClassification
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +38,7 @@ RENAMED = (  # theirs, ours
     (r"^(bert|electra)\.", ""),  # the prefix is put back where the class has one
 )
 TRAINING_ONLY = re.compile(r"(^|\.)(fit_dense|fit_denses\.\d+|dense_fit)\.")  # projections to the teacher's width
+TINYBERT_FIELDS = {"pre_trained", "training"}  # in the config of everything that TinyBERT's code has saved
 BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
 HEADS = ("cls.", "classifier.", "qa_outputs.")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -61,6 +61,8 @@ class Checkpoint:
     ) -> Checkpoint:
         """Sort a state dict of any release into our names.
 
+        A task model of the original TinyBERT or SparseBERT code, known by the projection or the config fields it
+        carries, gets its relu behind the pooler, unless its config has a field `pooler_relu` that says otherwise.
         Raises ValueError for a config that is not BERT's.
         """
         fields = dict(config)
@@ -77,6 +79,9 @@ class Checkpoint:
             for theirs, ours in RENAMED:
                 name = re.sub(theirs, ours, name)
             (training_only if TRAINING_ONLY.search(name) else weights)[name] = tensor
+        from_tinybert = any(name.startswith("fit_dense") for name in training_only) or fields.keys() >= TINYBERT_FIELDS
+        if "classifier.weight" in weights and from_tinybert:
+            fields.setdefault("pooler_relu", True)  # a task model of TinyBERT's or SparseBERT's code
         return cls(fields, weights, source, training_only)
 
     def model(self, model_class: type[Model], **changes: Any) -> Model:
@@ -181,11 +186,6 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def from_tinybert(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> CompactBertForSequenceClassification:
-    """A task model of the original TinyBERT or SparseBERT code: a relu stands between pooler and classifier."""
-    return Checkpoint.of(config, state_dict).model(CompactBertForSequenceClassification, pooler_relu=True)
 
 
 def read(source: str | Path) -> Checkpoint:

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton here; `make test-long` installs it"),
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton; `make test-long` installs it"),
 ]
 
 PROGRAM = """

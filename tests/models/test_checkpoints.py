@@ -174,12 +174,25 @@ def test_projections_of_a_trainer_are_kept_apart():
     assert torch.equal(found.training_only["dense_fit.weight"], torch.ones(7, 24))
 
 
-def test_a_tinybert_task_model_has_its_relu():
+@pytest.mark.parametrize(
+    ("config", "extra", "relu"),
+    [
+        ({}, {}, False),  # fine-tuned with transformers
+        ({}, {"fit_dense.weight": torch.ones(5, 24)}, True),
+        ({"pre_trained": "", "training": ""}, {}, True),
+        ({"pre_trained": "", "training": "", "pooler_relu": False}, {}, False),
+        ({"pooler_relu": True}, {}, True),
+        ({}, {"dense_fit.weight": torch.ones(7, 24)}, False),  # AutoTinyBERT
+    ],
+)
+def test_the_relu_of_tinyberts_task_models_is_known_by_their_projection_or_config_or_named_there(config, extra, relu):
     state = weights_of(transformers.BertForSequenceClassification(transformers.BertConfig(**SHAPE, num_labels=3)))
-    model = checkpoints.from_tinybert(SHAPE, state)
-    assert (model.config.pooler_relu, model.config.num_labels) == (True, 3)
+    found = checkpoints.Checkpoint.of({**SHAPE, **config}, state | extra)
+    model = found.model(CompactBertForSequenceClassification)
+    assert (model.config.pooler_relu, model.config.num_labels) == (relu, 3)
     pooled = model.bert(IDS, MASK).pooler_output
-    torch.testing.assert_close(model(IDS, MASK).logits, model.classifier(pooled.relu()), rtol=0, atol=0)
+    expected = model.classifier(pooled.relu() if relu else pooled)
+    torch.testing.assert_close(model(IDS, MASK).logits, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskit.models import checkpoints
+from compresskit.models import CompactBertForSequenceClassification, checkpoints
 from tests.oracle_cases import Case, oracle
 
 
@@ -25,7 +25,12 @@ def as_they_are(states: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", oracle("tinybert", "forward"), ids=str)
 def test_logits_scores_and_hidden_states_are_those_of_the_original_code(case):
     inputs = [case[f"in/{name}"] for name in ("input_ids", "input_mask", "segment_ids")]
-    models = {o: checkpoints.from_tinybert(case.config(o), case.arrays(f"{o}/")) for o in ("teacher", "student")}
+    models = {
+        owner: checkpoints.Checkpoint.of(case.config(owner), case.arrays(f"{owner}/")).model(
+            CompactBertForSequenceClassification
+        )
+        for owner in ("teacher", "student")
+    }
     calls = {
         "teacher": ("teacher", inputs, as_they_are),
         "student_fit": ("student", inputs, projection(case, "student")),

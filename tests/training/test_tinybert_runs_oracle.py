@@ -21,7 +21,12 @@ from transformers import BertTokenizer
 from compresskit.data import glue
 from compresskit.data.batching import Batches
 from compresskit.evaluation import glue as scoring
-from compresskit.models import CompactBertForMaskedLM, CompactBertForPreTraining, checkpoints
+from compresskit.models import (
+    CompactBertForMaskedLM,
+    CompactBertForPreTraining,
+    CompactBertForSequenceClassification,
+    checkpoints,
+)
 from compresskit.training import distill
 from compresskit.training.loop import Losses, fit
 from compresskit.training.optim import BertAdam, bert_schedule, decay_groups
@@ -106,7 +111,7 @@ def test_general_distillation_ends_with_the_weights_of_the_original_and_its_log(
 @pytest.mark.parametrize("case", oracle("tinybert", "train_"), ids=str)
 def test_task_distillation_logs_scores_and_ends_with_the_weights_of_the_original(case, tmp_path):
     teacher, student = (
-        checkpoints.from_tinybert(case.config(owner), case.arrays(f"{arrays}/"))
+        opened(case, arrays, CompactBertForSequenceClassification, f"{owner}_config")[0]
         for owner, arrays in (("teacher", "teacher"), ("student", "student_init"))
     )
     project = projection(case, "student_init", "student_config")
