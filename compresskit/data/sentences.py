@@ -8,6 +8,7 @@ import re
 CANDIDATE = re.compile(r"(?<![.!?…؟۔।])[.!?…؟۔।]+[\"'”’)\]»]*(?:\s+|$)|[。！？｡]+[\"'”’」』）]*\s*")
 BEGINS = re.compile(r"[\"'“‘(\[«¿¡「『（–—-]*\s?(\w*)")
 WORD_BEFORE = re.compile(r"[\w.&]+$")
+AFTER_INITIAL = re.compile(r"\b[A-Z]\.\s?$")  # there an I is an initial, too
 ENDS = re.compile(r"[.!?…؟۔।。！？｡][\"'”’)\]»」』）]*$")
 
 
@@ -45,7 +46,7 @@ def split(text: str) -> list[str]:
 def _is_end(text: str, candidate: re.Match[str]) -> bool:
     following = BEGINS.match(text, candidate.end())
     word = following[1] if following else ""
-    if word and word[0].islower():
+    if (word and word[0].islower()) or text.startswith(".", candidate.end()):  # the latter in a spaced . . .
         return False
     if not candidate[0].rstrip().startswith(".") or candidate[0].startswith(".."):
         return True
@@ -53,12 +54,15 @@ def _is_end(text: str, candidate: re.Match[str]) -> bool:
     if before is None or candidate.end() == len(text):
         return True
     token = before[0].lower()
+    at = before.start()
     initial = len(token) == 1 and before[0].isupper()
+    if token == "i":
+        initial = AFTER_INITIAL.search(text, max(0, at - 4), at) is not None
     if token in TITLES and not initial:
         return False
     if token in NUMBERED or (len(token) == 1 and before[0].islower()):
         return not word[:1].isdigit()
-    if token in DOUBTFUL or "." in token or (initial and token != "i"):
+    if token in DOUBTFUL or "." in token or initial:
         return word.lower() in STARTERS
     return True
 
