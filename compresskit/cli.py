@@ -58,11 +58,18 @@ def run(
     params: Annotated[Path | None, Option("--params", "-p", help="YAML with that stage's parameters.")] = None,
     change: Changes = None,
     deadline: Annotated[float | None, Option(help="Stop the notebook after this many seconds.")] = None,
+    nproc: Annotated[int, Option(min=1, help="Processes that train together, each on a GPU where there are any.")] = 1,
     debug: Debug = False,
 ) -> None:
     """Run one stage's notebook and record it in MLflow."""
     from compresskit import running
 
+    if nproc > 1:
+        running.launch(nproc, stage, params, change or [], deadline_s=deadline)
+        return
+    if running.assists():
+        running.assist(stage, params, change or [])
+        return
     done = running.run_stage(stage, params, change or [], deadline_s=deadline)
     typer.echo(f"{stage}: {done.seconds:.0f} s, run {done.run_id}, executed notebook {done.notebook}")
 
@@ -146,6 +153,19 @@ def predict(
     stage.predict(
         models, data_dir, out, max_seq_len=max_seq_len, doc_stride=doc_stride, max_query_length=max_query_length
     )
+
+
+@app.command()
+@plainly
+def demo(
+    model: Annotated[str, Argument(help="A task model: runs:/<id>/model, models:/<name>@<alias>, or a folder.")],
+    seed: Annotated[int, Option(help="Of the random input.")] = 42,
+    debug: Debug = False,
+) -> None:
+    """Run a model 20 times on one random input, print its logits; exit 1 when they ever differ by a bit."""
+    from compresskit.stages import demo as stage
+
+    raise typer.Exit(0 if stage.demo(model, seed) else 1)
 
 
 @app.command()
