@@ -3,7 +3,9 @@
 Letters: B rows of a batch, S length of its longest row.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +104,35 @@ class Batches:
         if self.with_index:
             batch["index"] = index.astype(np.int64)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+class Epochs:
+    """Batches of rows that are made anew for every epoch: `epochs[e % len(epochs)]` serves epoch e."""
+
+    def __init__(self, epochs: Sequence[Batches]):
+        self.epochs = epochs
+
+    def num_steps(self, num_train_epochs: float) -> int:
+        """Batches in so many epochs, the last of which may be a fraction; at least 1."""
+        whole = int(num_train_epochs)
+        part = math.ceil((num_train_epochs - whole) * len(self._of(whole)))
+        return max(1, sum(len(self._of(epoch)) for epoch in range(whole)) + part)
+
+    def from_step(self, step: int, num_steps: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of the optimizer steps `step` to `num_steps` − 1, counted from 0 over all epochs."""
+        begin = 0  # of the epoch
+        for epoch in count():
+            if begin >= num_steps:
+                return
+            batches = self._of(epoch)
+            end = begin + len(batches)
+            if step < end:
+                own = epoch * len(batches) - begin  # what its own count of steps is ahead
+                yield from batches.from_step(own + max(step, begin), own + min(end, num_steps))
+            begin = end
+
+    def _of(self, epoch: int) -> Batches:
+        return self.epochs[epoch % len(self.epochs)]
 
 
 def _padded(column: pa.ChunkedArray, mask: np.ndarray, value: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from compresskit.data.batching import Batches
+from compresskit.data.batching import Batches, Epochs
 
 
 def rows(count: int, seed: int = 0, **columns) -> Dataset:
@@ -130,3 +130,22 @@ def test_a_selection_and_a_file_on_disk_give_the_same_batches(tmp_path):
     other = Batches(Dataset.load_from_disk(tmp_path / "rows").select(chosen), 16, 0, 0)
     for a, b in zip(one, other, strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_epochs_of_other_rows_follow_each_other_and_come_round_in_another_order():
+    sizes = (70, 40, 55)
+    parts = [Batches(rows(size), 10, seed=3, pad_token_id=0, drop_last=True) for size in sizes]
+    epochs = Epochs(parts)
+    assert [epochs.num_steps(n) for n in (0.01, 1, 3, 4.45)] == [1, 7, 16, 25]
+    taken = seen(epochs.from_step(0, 25))
+    assert [sorted(taken[a:b]) for a, b in ((0, 70), (70, 110))] == [list(range(70)), list(range(40))]
+    assert sorted(taken[160:230]) == list(range(70))
+    assert taken[160:230] != taken[:70]
+    assert taken[70:110] == seen(parts[1].from_step(4, 8))  # the order of epoch 1, not of its rows' first use
+    for step in range(26):
+        assert seen(epochs.from_step(step, 25)) == taken[10 * step :]
+
+
+def test_a_single_epoch_again_and_again_is_what_its_batches_give():
+    batches = Batches(rows(33), 8, seed=1, pad_token_id=0)
+    assert seen(Epochs([batches]).from_step(3, 12)) == seen(batches.from_step(3, 12))
