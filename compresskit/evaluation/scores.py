@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 1000
 SEED = 0
+NEAR = 0.05
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
 WILSON = "95 % Wilson"
 BOOTSTRAP = f"95 % percentile bootstrap over rows, {RESAMPLES} resamples, seed {SEED}"
@@ -25,6 +26,11 @@ class Score:
     interval: str  # how the interval was computed
     rows: int
     majority: float  # value of the best guess that ignores the input
+
+    @property
+    def near_chance(self) -> bool:
+        """Whether the best guess that ignores the input is less than 5 points below, or not below the interval."""
+        return self.value < self.majority + NEAR or self.low <= self.majority
 
     @property
     def loss(self) -> float | None:

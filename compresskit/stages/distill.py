@@ -92,10 +92,22 @@ class Distill:
 
     def train(self) -> pd.DataFrame:
         """Both steps; goes on where a stopped run of the same parameters ended. Returns step, key, value."""
+        self.check_teacher()
         first = self.train_intermediate() if self.params.intermediate_epochs else 0
         if self.params.prediction_epochs:
             self.train_prediction(first)
         return self.session.run.history()
+
+    def check_teacher(self) -> None:
+        """Score the teacher on the rows that choose the checkpoint; warn where there is nothing to learn from it."""
+        score = self.data.score(self.teacher, self.params.select_on)
+        self.session.observe(0, {"select/teacher_score": score.value})
+        if score.near_chance:
+            logger.warning(
+                "the teacher scores %.3f on %d rows of %s, near the %.3f of a guess that ignores the text: check that "
+                "it was fine-tuned on this task and that its labels are in the right order (teacher_labels)",
+                score.value, score.rows, self.params.task, score.majority,
+            )  # fmt: skip
 
     def train_intermediate(self) -> int:
         """Attention scores and hidden states, no answers yet: nothing to choose by, the last weights go on."""

@@ -45,6 +45,7 @@ class TaskParams(Protocol):
 class SentenceTask:
     """A GLUE task: a label or a grade for a sentence or a pair."""
 
+    answers_per_row = True  # a fixed number of logits each
     recorded = ("labels", "logits")  # names in a record: what is right, and what the model said
     usual_seq_len = 128  # where nobody says otherwise
     prediction = staticmethod(distill.prediction)  # losses of the second step of distillation
@@ -53,9 +54,9 @@ class SentenceTask:
     def __init__(self, name: str):
         self.name, self.described = name, glue.TASKS[name]
 
-    def open_model(self, source: str, *, trained: bool = False) -> tuple[TaskModel, Any]:
+    def open_model(self, source: str, *, trained: bool = False, labels: Sequence[str] = ()) -> tuple[TaskModel, Any]:
         """Model and tokenizer; see `open_classifier`."""
-        return open_classifier(source, self.described, trained=trained)
+        return open_classifier(source, self.described, trained=trained, labels=labels)
 
     def source(self, data_dir: str) -> Path | str:
         """Where the rows are read from."""
@@ -94,6 +95,7 @@ class SentenceTask:
 class SpanTask:
     """SQuAD: questions whose answer is a part of a paragraph, in 2.0 also questions without one."""
 
+    answers_per_row = False  # one for each token
     recorded = ("answers", "predictions")
     usual_seq_len = 384
     prediction = staticmethod(distill_spans.prediction)
@@ -102,10 +104,12 @@ class SpanTask:
     def __init__(self, name: str, version: str, null_threshold: float | None):
         self.name, self.version, self.null_threshold = name, version, null_threshold
 
-    def open_model(self, source: str, *, trained: bool = False) -> tuple[TaskModel, Any]:
+    def open_model(self, source: str, *, trained: bool = False, labels: Sequence[str] = ()) -> tuple[TaskModel, Any]:
         """Model and tokenizer. A model without a head for questions gets a fresh one; where it must be `trained` it is
-        refused with a ValueError.
+        refused with a ValueError, as are names for its outputs: they are start and end.
         """
+        if labels:
+            raise ValueError(f"{self.name} has no labels, but they are named {', '.join(labels)}; leave them out")
         folder = model_folder(source)
         found = checkpoints.read(folder)
         if trained and "qa_outputs.weight" not in found.weights:
@@ -210,9 +214,9 @@ class TaskData:
         """Dev rows as token ids."""
         return self.splits["dev"].encoded
 
-    def batches(self) -> Batches:
-        """Training batches, shuffled, similar lengths together."""
-        return Batches(self.train, self.batch_size, self.seed, self.tokenizer.pad_token_id)
+    def batches(self, **order: Any) -> Batches:
+        """Training batches, shuffled, similar lengths together unless `order` (of `Batches`) says otherwise."""
+        return Batches(self.train, self.batch_size, self.seed, self.tokenizer.pad_token_id, **order)
 
     def predict(self, model: PreTrainedModel, split: str, label: str = "") -> dict[str, Any]:
         """The record of a model's answers on "selection" or "dev"; its progress is shown under `label`."""

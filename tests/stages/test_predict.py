@@ -51,6 +51,7 @@ def models(tmp_path_factory):
     tokenizer = train_wordpiece([" ".join(WORDS)] * 5, 100)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=16, max_position_embeddings=64, initializer_range=1.0)  # fmt: skip
+    torch.manual_seed(0)
     BertModel(config).save_pretrained(folder / "bare")
     tokenizer.save_pretrained(folder / "bare")
     for name in TASKS:
@@ -58,6 +59,8 @@ def models(tmp_path_factory):
         model = checkpoints.load(
             CompactBertForSequenceClassification, folder / "bare", num_labels=glue.task_named(name).num_labels
         )
+        if name == "stsb":
+            model.classifier.weight.data /= 10  # grades near those of the task
         checkpoints.save(model, folder / name, tokenizer)
     checkpoints.save(checkpoints.load(CompactBertForQuestionAnswering, folder / "bare"), folder / "squad1", tokenizer)
     return {name: str(folder / name) for name in (*TASKS, "squad1", "bare")}
