@@ -8,6 +8,7 @@ import pytest
 
 from compresskit.evaluation.pareto import front
 from compresskit.stages import report
+from compresskit.stages.tasks import task_named
 
 PAGES = sorted((Path(__file__).parents[2] / "docs/results").glob("*.md"))
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -34,7 +35,7 @@ def test_the_scores_follow_from_the_predictions(page):
     for row in data["rows"]:
         assert row["score_pct"] == pytest.approx(scores[row["model"]], abs=1e-3)
         assert row["score_low_pct"] <= row["score_pct"] <= row["score_high_pct"]
-        assert row["rows"] == len(data["labels"])
+        assert row["rows"] == len(data[task_named(data["task"]).recorded[0]])
 
 
 @by_page

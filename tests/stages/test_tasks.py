@@ -13,7 +13,7 @@ from compresskit.data import glue
 from compresskit.data.vocabulary import train_wordpiece
 from compresskit.evaluation import squad as scoring
 from compresskit.models import CompactBertForSequenceClassification, checkpoints
-from compresskit.stages import distill, evaluate, finetune, prune
+from compresskit.stages import distill, evaluate, finetune, prune, report
 from compresskit.stages.tasks import task_named
 
 NAMES = ("anna", "bert", "carl", "dora", "emil")
@@ -114,6 +114,8 @@ def test_questions_go_through_finetune_distill_prune_and_evaluate(store, encoder
     record = tracking.read_json(best["evaluated_by"], "predictions/baseline-teacher.json")
     assert scoring.score(record["predictions"], record["answers"]).value * 100 == pytest.approx(best["f1_pct"])
     assert "best_threshold_f1_pct" not in rows
+    page = report.collect("squad1", "as in the test")
+    assert report.recomputed_scores(page) == pytest.approx({row["model"]: row["score_pct"] for row in page["rows"]})
 
 
 def test_questions_without_an_answer_are_scored_at_threshold_0_and_the_best_one_is_an_extra(store, encoder, data):
