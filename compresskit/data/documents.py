@@ -97,7 +97,7 @@ def store(folder: Path, source: Source, tokenizer: Any, advance: Callable[[int],
             progress.sentences += sum(map(len, kept))
             progress.end = part[-1].end
             advance(progress.end)
-            if writer.bytes > shards.SHARD_BYTES:
+            if writer.due:
                 writer.commit(asdict(progress))
         if not progress.documents:
             raise ValueError(f"source {source.name}: {source.path} has no sentence; expected {source.kind}")

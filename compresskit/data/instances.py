@@ -219,7 +219,7 @@ def write(
                     if len(rows) == ROWS_AT_ONCE:
                         _add(writer, rows, counts[name])
                 done = number + 1
-                if writer.bytes > shards.SHARD_BYTES:
+                if writer.due:
                     _add(writer, rows, counts[name])
                     writer.commit(note())
                 advance(done)

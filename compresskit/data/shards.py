@@ -6,6 +6,7 @@ job begins again at the last whole one. The note is written last; without it the
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +15,11 @@ import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
 BATCH_BYTES = 4 << 20  # of a record batch: what is in memory while writing
-SHARD_BYTES = 64 << 20  # of a file: what a stopped job does again
+SHARD_BYTES, SHARD_SECONDS = 64 << 20, 30.0  # of a file, whichever comes first: what a stopped job does again
 
 
 class Writer:
-    """`with Writer(folder, schema) as writer:` adds rows; `commit(note)` ends a file, and what follows is the next."""
+    """`with Writer(folder, schema) as writer:` adds rows; `commit(note)`, when due, ends a file and begins the next."""
 
     def __init__(self, folder: Path, schema: pa.Schema):
         self.folder, self.schema = Path(folder), schema
@@ -26,7 +27,8 @@ class Writer:
         for path in self.folder.glob("*.part"):
             path.unlink()
         self.number = len(notes(self.folder))
-        self.bytes = 0  # of the rows since the last commit
+        self._bytes = 0  # of the rows since the last commit
+        self._begun = time.monotonic()
         self._stream: Any = None
         self._waiting: list[pa.RecordBatch] = []
 
@@ -42,9 +44,14 @@ class Writer:
         """Append rows."""
         batch = pa.record_batch(list(columns), schema=self.schema)
         self._waiting.append(batch)
-        self.bytes += batch.nbytes
+        self._bytes += batch.nbytes
         if sum(waiting.nbytes for waiting in self._waiting) > BATCH_BYTES:
             self._flush()
+
+    @property
+    def due(self) -> bool:
+        """Whether the rows since the last commit are enough for a file."""
+        return self._bytes > SHARD_BYTES or (self._bytes > 0 and time.monotonic() - self._begun > SHARD_SECONDS)
 
     def _flush(self) -> None:
         if self._stream is None:
@@ -60,7 +67,7 @@ class Writer:
         path = self.folder / f"data-{self.number:05d}.arrow"
         os.replace(self._unfinished, path)
         write_json(path.with_suffix(".json"), note)
-        self._stream, self.bytes = None, 0
+        self._stream, self._bytes, self._begun = None, 0, time.monotonic()
         self.number += 1
 
     @property
