@@ -55,9 +55,15 @@ class MaskFiller:
         self.device, self.pad_token_id = model.device, model.config.pad_token_id or 0
         self.forbidden = ~allowed.to(self.device)
         self.num_fillers, self.batch_tokens = num_fillers, batch_tokens
-        self.head = copy.deepcopy(model.cls.predictions).eval()
-        self.last: Any = copy.deepcopy(model.bert.encoder.layer[-1]).eval()
         self.trunk = _trunk(model.bert, dtype)
+        self.last: Any = copy.deepcopy(model.bert.encoder.layer[-1]).eval()
+        self.head: Any = copy.deepcopy(model.cls.predictions).eval()
+        if self.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            for layer in self.trunk.encoder.layer:
+                _pack(layer, ("query", "key", "value"))
+            _pack(self.last, ("query",))
+            self.head.transform.dense = PackedLinear(self.head.transform.dense)
+            self.head.decoder = PackedLinear(self.head.decoder)
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
@@ -104,7 +110,8 @@ def layer_at(layer: Layer, hidden: Tensor, mask: Tensor | None, positions: Tenso
     mixed = scores.softmax(-1) @ hidden  # (B, A, H)
     context = torch.einsum("bah,adh->bad", mixed, values).flatten(1) + attention.value.bias
     attended = layer.attention.output(context, own)
-    return layer.output(layer.intermediate(attended, layer.intermediate.dense.out_features), attended)
+    width = layer.config.per_layer("intermediate_size")[layer.index]
+    return layer.output(layer.intermediate(attended, width), attended)
 
 
 def batches_of_similar_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -126,24 +133,26 @@ def batches_of_similar_length(lengths: Sequence[int], batch_tokens: int) -> list
 
 
 def _trunk(encoder: CompactBertModel, dtype: torch.dtype) -> CompactBertModel:
-    """A copy of the encoder without its last layer, for inference."""
-    trunk = copy.deepcopy(encoder).eval()
+    """A copy of the encoder without its last layer."""
+    trunk = copy.deepcopy(encoder)
     trunk.encoder.layer = trunk.encoder.layer[:-1]
-    trunk.to(dtype)
-    if trunk.device.type != "cpu":
-        return trunk
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise ValueError("this CPU multiplies no bfloat16 numbers; use float32")
-    if torch.backends.mkldnn.is_available():
-        for layer in trunk.encoder.layer:
-            attention, intermediate = layer.attention, layer.intermediate
-            for name in ("query", "key", "value"):
-                setattr(attention.self, name, PackedLinear(getattr(attention.self, name)))
-            attention.output.dense, layer.output.dense = map(PackedLinear, (attention.output.dense, layer.output.dense))
-            gelu = trunk.config.hidden_act == "gelu"
-            intermediate.dense = PackedLinear(intermediate.dense, gelu)
-            intermediate.activation = nn.Identity() if gelu else intermediate.activation
-    return trunk
+    if dtype == torch.bfloat16 and trunk.device.type == "cpu":
+        if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            raise ValueError("this CPU multiplies no bfloat16 numbers; use float32")
+        trunk.set_attn_implementation("eager")  # torch's fused attention is the slower one in bfloat16
+    return nn.Module.to(trunk, dtype).eval()
+
+
+def _pack(layer: Any, attention: Sequence[str]) -> None:
+    """Lay out the weights of a layer for oneDNN, of its attention those that are named."""
+    for name in attention:
+        setattr(layer.attention.self, name, PackedLinear(getattr(layer.attention.self, name)))
+    for part in (layer.attention.output, layer.output):
+        part.dense = PackedLinear(part.dense)
+    gelu = layer.config.hidden_act == "gelu"
+    layer.intermediate.dense = PackedLinear(layer.intermediate.dense, gelu)
+    if gelu:
+        layer.intermediate.activation = nn.Identity()
 
 
 class PackedLinear(nn.Module):
