@@ -7,7 +7,6 @@ MLflow would call a failed notebook's run FINISHED, so the last word on a run is
 import errno
 import json
 import logging
-import os
 import re
 import signal
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import tracking
+from compresskit.running.processes import ends_with_launcher, environment
 from compresskit.stages.params import Params, params_class
 
 PLAIN_ERRORS = ("ValueError", "ParamsError", "FileNotFoundError", "NotADirectoryError", "FloatingPointError")
@@ -69,7 +69,7 @@ def run_stage(
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
         executed, report = Path(folder) / f"{stage}.ipynb", Path(folder) / "result.json"
-        environment = {
+        variables = {
             "COMPRESSKIT_HEADLESS": "1",
             "COMPRESSKIT_HOME": str(tracking.project_root()),
             "COMPRESSKIT_RESULT": str(report),
@@ -78,7 +78,7 @@ def run_stage(
             "MLFLOW_TRACKING_URI": tracking.store_uri(),
         }
         error: BaseException | None = None
-        with _environment(environment), _sigterm_as_interrupt():
+        with environment(variables), _sigterm_as_interrupt(), ends_with_launcher():
             try:
                 _execute(notebook, executed, checked.model_dump(mode="json"), deadline_s)
             except (Exception, KeyboardInterrupt) as raised:
@@ -178,25 +178,6 @@ def _keep_notebook(run_id: str, executed: Path) -> None:
     html.write_text(page, encoding="utf-8")
     for path in (executed, html):
         tracking.attach(run_id, path, "notebook")
-
-
-@contextmanager
-def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    """Environment variables for the kernel; None removes one."""
-    before = {name: os.environ.get(name) for name in values}
-
-    def put(new: Mapping[str, str | None]) -> None:
-        for name, value in new.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    put(values)
-    try:
-        yield
-    finally:
-        put(before)
 
 
 @contextmanager

@@ -10,12 +10,13 @@ from compresskit.tracking.leaderboard import (
 )
 from compresskit.tracking.lookup import attach, close, history, read_json, reap, run_params, runs_with_curves, status
 from compresskit.tracking.models import digest, folder_digest, model_digest, register, resolve
-from compresskit.tracking.runs import Run, start
+from compresskit.tracking.runs import Run, SilentRun, start
 from compresskit.tracking.store import initialise, project_root, store_uri
 
 __all__ = [
     "SYSTEMS",
     "Run",
+    "SilentRun",
     "attach",
     "close",
     "digest",

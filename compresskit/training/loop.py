@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from compresskit.training.progress import Progress
-from compresskit.training.state import Best, Stateful, TrainingState
+from compresskit.training import distributed
+from compresskit.training.progress import Progress, Speed
+from compresskit.training.state import Best, Stateful, TrainingState, adopt
 
 Batch = dict[str, Tensor]
 Losses = Callable[[Batch, int], dict[str, Tensor]]  # batch and step, from 1, to numbers of which "loss" is minimised
@@ -43,6 +45,8 @@ def fit(
     after_step: Callable[[int], None] | None = None,
     evaluate: Callable[[], float | None] | None = None,
     eval_every: int = 0,
+    patience: int = 0,
+    planned_steps: int = 0,
     max_grad_norm: float = 1.0,
     observe: Observer = ignore,
 ) -> Best:
@@ -50,8 +54,13 @@ def fit(
 
     parts: whatever else `losses` and `after_step` change (a projection, a pruner), to be saved along. evaluate gives
     the score of the model as it is (higher is better; None: no contender), asked every `eval_every` steps and at the
-    end; the best weights are then put back. Without it the last weights stand. max_grad_norm: bound on the norm of the
-    whole gradient; infinity where the optimizer clips. observe gets the step and its numbers.
+    end; the best weights are then put back. Without it the last weights stand. patience: stop after this many scores in
+    a row that are no better; 0: never. planned_steps: of the run that `num_steps` cuts short, for the notice that says
+    so. max_grad_norm: bound on the norm of the whole gradient; infinity where the optimizer clips. observe gets the
+    step and its numbers, the last time also the examples per second of this call, evaluating and saving left out.
+
+    Of several processes (see `distributed`) each learns from its rows of a batch, and they hold the same weights
+    throughout; the numbers are means over all. The first one's `state` and `evaluate` serve all.
     Raises FloatingPointError when the loss or its gradient stops being a number, before the weights are touched.
     """
     best = Best()
@@ -60,40 +69,59 @@ def fit(
     }  # fmt: skip
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = trained[0].device
-    start = 0 if state is None else state.restore(everything)
+    start = adopt(everything, 0 if state is None else state.restore(everything))
+    stopped = 0 < patience <= best.stale
+    seed = distributed.broadcast(torch.initial_seed())
     model.train()
+    step, speed = start, Speed()
     with Progress(label, num_steps, start) as progress:
-        for step, batch in enumerate(batches.from_step(start, num_steps), start=start + 1):
-            values = losses({name: tensor.to(device) for name, tensor in batch.items()}, step)
-            loss = values["loss"].item()
+        for step, batch in enumerate(batches.from_step(start, start if stopped else num_steps), start=start + 1):
+            distributed.reseed(seed, step)
+            own = distributed.share(batch)
+            values = losses({name: tensor.to(device) for name, tensor in own.items()}, step)
+            values["loss"].backward()
+            means = distributed.average(trained, values)
+            numbers = {f"train/{name}": value.item() for name, value in means.items()}
+            loss = numbers["train/loss"]
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step} of {label}; lower learning_rate")
-
-            values["loss"].backward()
             grad_norm = float(nn.utils.clip_grad_norm_(trained, max_norm=max_grad_norm))
             if not math.isfinite(grad_norm):
                 raise FloatingPointError(f"the gradient is {grad_norm} at step {step} of {label}; lower learning_rate")
-            learning_rate = float(scheduler.get_last_lr()[0])  # of this step
+            numbers |= {"train/grad_norm": grad_norm, "train/learning_rate": float(scheduler.get_last_lr()[0])}
+
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
             if after_step is not None:
                 after_step(step)
+            speed.examples += len(next(iter(batch.values())))
 
-            numbers = {f"train/{name}": value.item() for name, value in values.items()}
-            numbers |= {"train/grad_norm": grad_norm, "train/learning_rate": learning_rate}
             if evaluate is not None and (step == num_steps or (eval_every and step % eval_every == 0)):
-                score = evaluate()
+                with speed.paused():
+                    score = distributed.broadcast(evaluate() if distributed.rank() == 0 else None)
                 if score is not None:
                     numbers["select/score"] = score
                     best.offer(score, step, model)
+                    stopped = 0 < patience <= best.stale
                 model.train()
+            if step == num_steps or stopped:
+                numbers["train/examples_per_second"] = speed.per_second()
             observe(step, numbers)
             progress.at(step, loss=loss)
             if state is not None:
-                state.save_when_due(step, everything)
-    if state is not None and start < num_steps:
-        state.save(num_steps, everything)
+                with speed.paused():
+                    state.save_when_due(step, everything)
+            if stopped:
+                break
+    if step > start:
+        if step < max(num_steps, planned_steps):
+            rate = numbers["train/examples_per_second"]
+            why = f"; {patience} scores in a row were no better than {best.score:.4g} at step {best.step}"
+            of = f"{step} of {max(num_steps, planned_steps)} steps{why if stopped else ''}"
+            print(f"{label}: stopped after {of}; {rate:.4g} examples/s", flush=True)
+        if state is not None:
+            state.save(step, everything)
     if best.weights:
         model.load_state_dict(best.weights)
     model.eval()

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -50,6 +51,24 @@ class Progress:
         shown = "".join(f", {name} {value:.4g}" for name, value in numbers.items())
         line = f"{self.label}: {step} of {self.total}, {seconds:.3g} s each, {left} left{shown}"
         print(line, file=sys.stdout, flush=True)
+
+
+class Speed:
+    """Examples per second since it was made, pauses left out."""
+
+    def __init__(self) -> None:
+        self.examples, self._pauses, self._begun = 0, 0.0, time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside takes no time."""
+        began = time.perf_counter()
+        yield
+        self._pauses += time.perf_counter() - began
+
+    def per_second(self) -> float:
+        """So far."""
+        return self.examples / max(time.perf_counter() - self._begun - self._pauses, 1e-9)
 
 
 def watched(label: str, items: Iterable[Item], total: int) -> Iterator[Item]:

@@ -88,6 +88,20 @@ def finetune(folder: Path, observe) -> dict[str, Any]:
     return learn("train", folder, model, losses, observe, evaluate=evaluate, eval_every=2)
 
 
+def impatient(folder: Path, observe) -> dict[str, Any]:
+    """As finetune, but two scores in a row that are no better end it, at step 7 of 9."""
+    model = CompactBertForSequenceClassification(CompactBertConfig(**SMALL))
+    scores = {1: 0.5, 2: 0.4, 3: 0.6, 4: 0.6, 5: 0.8, 6: 0.8, 7: 0.7}
+    steps: list[int] = []
+
+    def losses(batch, step):
+        steps.append(step)
+        return supervised(model)(batch, step)
+
+    more = {"evaluate": lambda: scores[steps[-1]], "eval_every": 1, "patience": 2}
+    return learn("train", folder, model, losses, observe, **more)
+
+
 def mask(batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
     """Fresh masks for every step."""
     chosen = torch.rand(4, 8, generator=torch.Generator().manual_seed(100 + step)) < 0.3
@@ -117,7 +131,7 @@ def two_steps(folder: Path, observe) -> dict[str, Any]:
         for parameter in teacher.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     student = CompactBertForSequenceClassification(CompactBertConfig(**SMALL))
-    project = distill.projection(16, 20)
+    project = distill.projection(16, 20, 3)
     assert project is not None
     first = learn(
         "intermediate", folder, student, distill.intermediate(student, teacher, [0, 2, 4], project), observe, [project],
@@ -214,6 +228,7 @@ MOMENTS = {
     "before the file is on disk": lambda: in_save("fsync", 2),
     "before the file takes its place": lambda: in_save("replace", 2),
     "after the file took its place": lambda: after_save(2),
+    "after the early stop": lambda: after_save(3),
     "in the last save": lambda: half_written(4),
     "in the first part": lambda: in_step("intermediate", 5),
     "in the last save of the first part": lambda: half_written(4),
@@ -221,9 +236,10 @@ MOMENTS = {
     "half-written save of the second part": lambda: half_written(6),
 }
 FEW = ["between saves", "half-written second save"]
-ONE_LOOP = [name for name in MOMENTS if "part" not in name]
+ONE_LOOP = [name for name in MOMENTS if "part" not in name and "early stop" not in name]
 PLAN: dict[Callable, list[str]] = {
     finetune: ONE_LOOP,
+    impatient: [*FEW, "after the file took its place", "after the early stop"],
     pretrain: FEW,
     supernet: FEW,
     two_steps: [name for name in MOMENTS if "part" in name],
