@@ -32,6 +32,7 @@ layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; e
 projection: str = "shared"  # from student to teacher width, where these differ; or per_layer
 teacher_dtype: str = "auto"  # in the first step; auto: bfloat16 if it is fast and changes the loss by less than 0.1 %
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+augmented: str = ""  # what the stage augment made of train: a run's, or a folder; empty: train alone
 max_seq_len: int = 128  # longer texts are cut, in tokens
 doc_stride: int = 128  # SQuAD: tokens from the start of one window to the next
 max_query_length: int = 64  # SQuAD: longer questions are cut, in tokens

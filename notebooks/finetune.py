@@ -23,6 +23,7 @@
 task: str = "sst2"  # cola, sst2, mrpc, stsb, qqp, mnli, mnli_mm, qnli, rte, wnli, squad1, squad2
 model: str = "models:/demo-encoder@latest"  # a run, a registered model, a folder or a hub id
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+augmented: str = ""  # what the stage augment made of train: a run's, or a folder; empty: train alone
 max_seq_len: int = 128  # longer texts are cut, in tokens
 doc_stride: int = 128  # SQuAD: tokens from the start of one window to the next
 max_query_length: int = 64  # SQuAD: longer questions are cut, in tokens

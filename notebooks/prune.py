@@ -27,6 +27,7 @@ teacher: str = ""  # of the same shape; empty: the model as it is before pruning
 sparsity: float = 0.95  # share of zeros in each of the encoder's matrices at the end
 pruning_share: float = 0.7  # part of the steps in which the sparsity rises; then it is held
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+augmented: str = ""  # what the stage augment made of train: a run's, or a folder; empty: train alone
 max_seq_len: int = 128  # longer texts are cut, in tokens
 doc_stride: int = 128  # SQuAD: tokens from the start of one window to the next
 max_query_length: int = 64  # SQuAD: longer questions are cut, in tokens

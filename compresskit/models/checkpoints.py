@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -38,6 +38,7 @@ RENAMED = (  # theirs, ours
     (r"^(bert|electra)\.", ""),  # the prefix is put back where the class has one
 )
 TRAINING_ONLY = re.compile(r"(^|\.)(fit_dense|fit_denses\.\d+|dense_fit)\.")  # projections to the teacher's width
+TRAINING_FILE = "training_only.safetensors"
 TINYBERT_FIELDS = {"pre_trained", "training"}  # in the config of everything that TinyBERT's code has saved
 BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
 HEADS = ("cls.", "classifier.", "qa_outputs.")
@@ -80,7 +81,7 @@ class Checkpoint:
                 name = re.sub(theirs, ours, name)
             (training_only if TRAINING_ONLY.search(name) else weights)[name] = tensor
         from_tinybert = any(name.startswith("fit_dense") for name in training_only) or fields.keys() >= TINYBERT_FIELDS
-        if "classifier.weight" in weights and from_tinybert:
+        if kind == "bert" and "classifier.weight" in weights and from_tinybert:
             fields.setdefault("pooler_relu", True)  # a task model of TinyBERT's or SparseBERT's code
         return cls(fields, weights, source, training_only)
 
@@ -138,9 +139,15 @@ def load(model_class: type[Model], source: str | Path, **changes: Any) -> Model:
     return read(source).model(model_class, **changes)
 
 
-def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> None:
+def save(
+    model: PreTrainedModel,
+    folder: str | Path,
+    tokenizer: Any = None,
+    training_only: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write config, weights (safetensors) and, where given, the tokenizer to `folder`: all of them or nothing.
 
+    training_only: what only a trainer wants, as in `Checkpoint`; it goes to a file of its own, which no one else reads.
     They are written beside `folder` and then take its place; an older model there is replaced. Raises OSError where
     they cannot be written, the older model then still stands, and ValueError where `folder` holds something else.
     """
@@ -154,6 +161,10 @@ def save(model: PreTrainedModel, folder: str | Path, tokenizer: Any = None) -> N
             model.save_pretrained(new)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
+            if training_only:
+                save_file(
+                    {name: t.detach().cpu().contiguous() for name, t in training_only.items()}, new / TRAINING_FILE
+                )
             _replace(folder, new, old)
     except Exception as error:
         # the libraries that write have errors of their own, which carry the system's number in their text
@@ -194,7 +205,10 @@ def read(source: str | Path) -> Checkpoint:
     Raises FileNotFoundError for a missing folder or file and ValueError for an unreadable one.
     """
     folder = local_folder(source)
-    return Checkpoint.of(read_config(folder), _read_weights(folder), str(source))
+    config, weights = read_config(folder), _read_weights(folder)
+    if (folder / TRAINING_FILE).is_file():
+        weights = {**_read_file(folder / TRAINING_FILE), **weights}
+    return Checkpoint.of(config, weights, str(source))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 from pydantic import Field
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
 from compresskit import tracking
 from compresskit.data.batching import Batches
 from compresskit.models import checkpoints, elastic
+from compresskit.stages import distilling
 from compresskit.stages.finetune import finish_task_model
 from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
-from compresskit.stages.session import DEVICE, Session, model_folder, steps
+from compresskit.stages.session import Session, model_folder, steps
 from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
-from compresskit.training import distill
 from compresskit.training.loop import fit
-from compresskit.training.optim import BertAdam, adamw, bert_schedule, decay_groups, linear_schedule
-from compresskit.training.teacher import (
-    MAX_LOSS_CHANGE,
-    TeacherLogits,
-    has_fast_bfloat16,
-    in_bfloat16,
-    weights_digest,
-)
+from compresskit.training.teacher import TeacherLogits, weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +37,7 @@ class DistillParams(Params):
     projection: Literal["shared", "per_layer"] = "shared"  # from student to teacher width, where these differ
     teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # in the first step; auto: bfloat16 if it is fast
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+    augmented: str = ""  # what the stage augment made of train: a run's, or a folder; empty: train alone
     max_seq_len: int = Field(128, ge=8)
     doc_stride: int = Field(128, ge=1)  # SQuAD: tokens from the start of one window to the next
     max_query_length: int = Field(64, ge=1)  # SQuAD: longer questions are cut, in tokens
@@ -76,24 +67,17 @@ class Distill:
     data: TaskData
     teacher: TaskModel
     student: TaskModel
-    mapping: list[int]
+    layers: distilling.Layers | None  # None: the first step is left out
     released: dict[str, Tensor]  # projections that came with the student
 
     def shapes(self) -> pd.DataFrame:
         """Teacher and student side by side, and which teacher layer each student layer learns from."""
-        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "qkv_size", "intermediate_size")
-        models = {"teacher": self.teacher, "student": self.student}
-        table = pd.DataFrame(
-            {who: {name: m.config.brief(name) for name in names} for who, m in models.items()}, dtype=object
-        )
-        table.loc["parameters"] = [m.num_parameters() for m in models.values()]
-        table.loc["learns from"] = ["", str(self.mapping)]
-        return table
+        return distilling.shapes(self.teacher, self.student, self.layers.mapping if self.layers else [])
 
     def train(self) -> pd.DataFrame:
         """Both steps; goes on where a stopped run of the same parameters ended. Returns step, key, value."""
         self.check_teacher()
-        first = self.train_intermediate() if self.params.intermediate_epochs else 0
+        first = self.train_intermediate(self.layers) if self.layers else 0
         if self.params.prediction_epochs:
             self.train_prediction(first)
         return self.session.run.history()
@@ -109,23 +93,19 @@ class Distill:
                 score.value, score.rows, self.params.task, score.majority,
             )  # fmt: skip
 
-    def train_intermediate(self) -> int:
-        """Attention scores and hidden states, no answers yet: nothing to choose by, the last weights go on."""
+    def train_intermediate(self, layers: distilling.Layers) -> int:
+        """Attention scores and hidden states; returns the number of steps."""
         params, batches = self.params, self.batches()
         num_steps = steps(params.intermediate_epochs, len(batches), params.max_steps)
-        project = self.projection()
-        modules: list[nn.Module] = [self.student] if project is None else [self.student, project]
-        teacher = self.teacher_for(batches, project)
-        fit(
-            self.student,
+        layers.learn(
+            self.session,
             batches,
-            distill.intermediate(self.student, teacher, self.mapping, project, padded=params.faithful),
-            *self.optimizer(modules, params.intermediate_learning_rate, num_steps, "none"),
-            num_steps,
+            learning_rate=params.intermediate_learning_rate,
+            num_steps=num_steps,
+            schedule="none",
+            schedule_steps=num_steps,
             label="distill: intermediate layers",
             state=self.session.state("intermediate"),
-            parts={} if project is None else {"projection": project},
-            max_grad_norm=self.max_grad_norm,
             observe=lambda step, numbers: self.session.observe(
                 step, {name.replace("train/", "train/intermediate_"): value for name, value in numbers.items()}
             ),
@@ -143,50 +123,22 @@ class Distill:
             self.student,
             batches,
             task.prediction(self.student, self.teacher, params.temperature, **known),
-            *self.optimizer([self.student], params.prediction_learning_rate, num_steps, "warmup_linear"),
+            *distilling.optimizer(params, [self.student], params.prediction_learning_rate, num_steps, "warmup_linear"),
             num_steps,
             label="distill: prediction",
             state=self.session.state("prediction"),
             parts=known,
             evaluate=lambda: self.data.score(self.student, params.select_on).value,
             eval_every=max(1, len(batches) // params.evals_per_epoch),
-            max_grad_norm=self.max_grad_norm,
+            max_grad_norm=distilling.max_grad_norm(params),
             observe=lambda step, numbers: self.session.observe(offset + step, numbers),
         )
         if remembered is not None:
             remembered.keep()
 
     def batches(self, with_index: bool = False) -> Batches:
-        """Training batches of similar lengths; faithful: in plain random order, whole ones only, padded in full."""
-        order: dict[str, Any] = {"with_index": with_index}
-        if self.params.faithful:
-            order |= {"length_buckets": False, "drop_last": True, "pad_to": self.params.max_seq_len}
-        return self.data.batches(**order)
-
-    def projection(self) -> nn.Module | None:
-        """The map from the student's hidden states to the teacher's; see `distill.projection`."""
-        project = distill.projection(
-            self.student.config.hidden_size,
-            self.teacher.config.hidden_size,
-            len(self.mapping),
-            per_layer=self.params.projection == "per_layer",
-            always=self.params.faithful,
-            released=self.released,
-        )
-        return None if project is None else project.to(DEVICE)
-
-    def teacher_for(self, batches: Batches, project: nn.Module | None) -> TaskModel:
-        """The teacher as the first step asks it: in bfloat16 where that is faster and changes the loss by < 0.1 %."""
-        wanted = self.params.teacher_dtype
-        if wanted == "float32" or (wanted == "auto" and not has_fast_bfloat16()):
-            return self.teacher
-        sample = batches.from_step(0, min(2, len(batches)))
-        half, change = in_bfloat16(self.teacher, self.student, self.mapping, project, sample, self.params.faithful)
-        taken = wanted == "bfloat16" or change < MAX_LOSS_CHANGE
-        self.session.run.tag(
-            {"teacher_dtype": "bfloat16" if taken else "float32", "teacher_loss_change": f"{change:.1e}"}
-        )
-        return half if taken else self.teacher
+        """Training batches, in the order that `distilling.batch_order` gives."""
+        return self.data.batches(with_index=with_index, **distilling.batch_order(self.params))
 
     def remembered(self) -> TeacherLogits | None:
         """The teacher's answers by row; None where a row has no fixed number of them, or the loss does not ask."""
@@ -196,24 +148,16 @@ class Distill:
         path = tracking.project_root() / ".cache" / "teacher_logits" / f"{key}.safetensors"
         return TeacherLogits(self.teacher, len(self.data.train), path, key)
 
-    @property
-    def max_grad_norm(self) -> float:
-        """BertAdam clips each tensor by itself."""
-        return math.inf if self.params.faithful else 1.0
-
-    def optimizer(
-        self, modules: list[nn.Module], learning_rate: float, num_steps: int, schedule: str
-    ) -> tuple[Optimizer, LRScheduler]:
-        """AdamW with warm-up and linear decay; faithful: BertAdam with the `schedule` of TinyBERT's step."""
-        if self.params.faithful:
-            bert_adam = BertAdam(decay_groups(modules, 0.01), lr=learning_rate)
-            return bert_adam, bert_schedule(bert_adam, num_steps, schedule, self.params.warmup_ratio)
-        optimizer = adamw(modules, learning_rate)
-        return optimizer, linear_schedule(optimizer, num_steps, self.params.warmup_ratio)
-
     def finish(self) -> pd.DataFrame:
         """Score on the rows that chose the checkpoint, model and row of results. Dev rows are the stage evaluate's."""
-        return finish_task_model(self.session, self.student, self.data, self.params.select_on, self.params.register_as)
+        return finish_task_model(
+            self.session,
+            self.student,
+            self.data,
+            self.params.select_on,
+            self.params.register_as,
+            training_only=self.layers.released_form() if self.layers else self.released,
+        )
 
 
 def open(params: DistillParams) -> Distill:
@@ -234,14 +178,14 @@ def open(params: DistillParams) -> Distill:
     teacher, tokenizer = task.open_model(params.teacher, trained=True, labels=params.teacher_labels)
     released: dict[str, Tensor] = {}
     if params.student:
-        student, _ = task.open_model(params.student)
+        student, own = task.open_model(params.student)
+        distilling.check_vocabularies(own, tokenizer)
         released = checkpoints.read(model_folder(params.student)).training_only
     else:
         chosen = params.student_layers or range(2, teacher.config.num_hidden_layers + 1, 2)
-        layers = [layer - 1 for layer in chosen]
-        student = elastic.extract(teacher, teacher.config.changed(num_hidden_layers=len(layers)), layers)
-    depths = (student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-    mapping = [0, *params.layer_mapping] if params.layer_mapping else distill.uniform_mapping(*depths)
-    data = task_data(task, params, tokenizer, batch_size=params.batch_size)
+        taken = [layer - 1 for layer in chosen]
+        student = elastic.extract(teacher, teacher.config.changed(num_hidden_layers=len(taken)), taken)
+    layers = distilling.Layers.of(params, teacher, student, released) if params.intermediate_epochs else None
+    data = task_data(task, params, tokenizer, batch_size=params.batch_size, augmented=params.augmented)
     session.run.input(params.task, data.source, data.train)
-    return Distill(params, session, data, teacher, student, mapping, released)
+    return Distill(params, session, data, teacher, student, layers, released)

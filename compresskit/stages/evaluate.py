@@ -14,6 +14,7 @@ from compresskit import tracking
 from compresskit.evaluation import figures, latency, sparsity
 from compresskit.evaluation.flops import flops
 from compresskit.evaluation.scores import Score
+from compresskit.models import checkpoints
 from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder
@@ -150,8 +151,9 @@ class Evaluate:
 
 
 def model_bytes(folder: Path) -> int:
-    """Bytes of the weight files of a saved model."""
-    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+    """Bytes of the weight files of a saved model, without what only training needs."""
+    files = [file for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern)]
+    return sum(file.stat().st_size for file in files if file.name != checkpoints.TRAINING_FILE)
 
 
 def shape(model: TaskModel, params: EvaluateParams) -> dict[str, Any]:

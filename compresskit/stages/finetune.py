@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 from pydantic import Field
+from torch import Tensor
 
 from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
@@ -23,6 +25,7 @@ class FinetuneParams(Params):
     task: str = "sst2"
     model: str = "models:/demo-encoder@latest"  # a run, a registered model, a folder or a hub id
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+    augmented: str = ""  # what the stage augment made of train: a run's, or a folder; empty: train alone
     max_seq_len: int = Field(128, ge=8)
     doc_stride: int = Field(128, ge=1)  # SQuAD: tokens from the start of one window to the next
     max_query_length: int = Field(64, ge=1)  # SQuAD: longer questions are cut, in tokens
@@ -74,9 +77,14 @@ class Finetune:
 
 
 def finish_task_model(
-    session: Session, model: TaskModel, data: TaskData, select_on: str, register_as: str
+    session: Session,
+    model: TaskModel,
+    data: TaskData,
+    select_on: str,
+    register_as: str,
+    training_only: Mapping[str, Tensor] | None = None,
 ) -> pd.DataFrame:
-    """The end of every stage that trains a task model."""
+    """The end of every stage that trains a task model. training_only: see `checkpoints.save`."""
     score = data.score(model, select_on)
     result = {
         "task": data.task.name,
@@ -87,7 +95,7 @@ def finish_task_model(
         "select_on": select_on,
         "parameters": model.num_parameters(),
     }
-    uri = session.keep(model, data.tokenizer, result, register_as or None)
+    uri = session.keep(model, data.tokenizer, result, register_as or None, training_only)
     return session.finish({"model": uri, **result})
 
 
@@ -103,6 +111,6 @@ def open(params: FinetuneParams) -> Finetune:
         threads=params.threads,
     )
     model, tokenizer = task.open_model(params.model)
-    data = task_data(task, params, tokenizer, batch_size=params.batch_size)
+    data = task_data(task, params, tokenizer, batch_size=params.batch_size, augmented=params.augmented)
     session.run.input(params.task, data.source, data.train)
     return Finetune(params, session, data, model)

@@ -31,6 +31,7 @@ class PruneParams(Params):
     sparsity: float = Field(0.95, gt=0, lt=1)  # share of zeros in each of the encoder's matrices at the end
     pruning_share: float = Field(0.7, gt=0, le=1)  # part of the steps in which the sparsity rises; then it is held
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+    augmented: str = ""  # what the stage augment made of train: a run's, or a folder; empty: train alone
     max_seq_len: int = Field(128, ge=8)
     doc_stride: int = Field(128, ge=1)  # SQuAD: tokens from the start of one window to the next
     max_query_length: int = Field(64, ge=1)  # SQuAD: longer questions are cut, in tokens
@@ -112,6 +113,6 @@ def open(params: PruneParams) -> Prune:
     )
     model, tokenizer = task.open_model(params.model, trained=True)
     teacher, _ = task.open_model(params.teacher or params.model, trained=True)
-    data = task_data(task, params, tokenizer, batch_size=params.batch_size)
+    data = task_data(task, params, tokenizer, batch_size=params.batch_size, augmented=params.augmented)
     session.run.input(params.task, data.source, data.train)
     return Prune(params, session, data, teacher, model)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit import tracking
@@ -55,10 +55,20 @@ class Session:
         """Log the numbers of one step."""
         self.run.log(step, numbers)
 
-    def keep(self, model: PreTrainedModel, tokenizer: Any, card: Mapping[str, Any], register: str | None = None) -> str:
-        """Save model, tokenizer and `card` (typed results as JSON beside the model); returns the run's model URI."""
+    def keep(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        card: Mapping[str, Any],
+        register: str | None = None,
+        training_only: Mapping[str, Tensor] | None = None,
+    ) -> str:
+        """Save model, tokenizer and `card` (typed results as JSON beside the model); returns the run's model URI.
+
+        training_only: see `checkpoints.save`.
+        """
         folder = self.folder / "model"
-        checkpoints.save(model, folder, tokenizer)
+        checkpoints.save(model, folder, tokenizer, training_only)
         return self.run.model(folder, card=dict(card), register=register)
 
     def finish(self, result: Mapping[str, Any]) -> pd.DataFrame:

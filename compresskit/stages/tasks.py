@@ -11,7 +11,8 @@ import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from compresskit.data import glue, squad
+from compresskit import tracking
+from compresskit.data import augment_files, glue, squad
 from compresskit.data.batching import Batches
 from compresskit.evaluation import glue as label_scores
 from compresskit.evaluation import squad as span_scores
@@ -70,6 +71,10 @@ class SentenceTask:
     def divide(self, rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:
         """Rows to train on and rows to choose by."""
         return glue.selection_split(rows, seed)
+
+    def with_copies(self, train: Dataset, folder: str | Path) -> Dataset:
+        """The training rows and their copies from a folder of the stage augment; see `augment_files.training_rows`."""
+        return augment_files.training_rows(self.name, folder, train)
 
     def encode(self, rows: Dataset, tokenizer: Any, params: TaskParams) -> Dataset:
         """Token ids and targets."""
@@ -135,6 +140,12 @@ class SpanTask:
     ) -> tuple[list[squad.SquadExample], list[squad.SquadExample]]:
         """Questions to train on and questions to choose by, about other paragraphs."""
         return squad.selection_split(rows, seed)
+
+    def with_copies(self, train: list[squad.SquadExample], folder: str | Path) -> list[squad.SquadExample]:
+        """Refused with a ValueError: a copy in other words would not hold its answer."""
+        raise ValueError(
+            f"{self.name} has no augmented rows: a copy in other words loses its answer; leave augmented out"
+        )
 
     def encode(self, rows: list[squad.SquadExample], tokenizer: Any, params: TaskParams) -> Dataset:
         """Windows over the paragraphs, with token ids and targets."""
@@ -250,13 +261,25 @@ def rows_in_order(encoded: Dataset, tokenizer: Any, max_seq_len: int) -> Batches
 
 
 def task_data(
-    task: Task, params: TaskParams, tokenizer: Any, *, batch_size: int = 1, splits: Sequence[str] = SPLITS
+    task: Task,
+    params: TaskParams,
+    tokenizer: Any,
+    *,
+    batch_size: int = 1,
+    splits: Sequence[str] = SPLITS,
+    augmented: str = "",
 ) -> TaskData:
-    """Read and encode the task's rows; `splits`: ("dev",) where nothing is trained."""
+    """Read and encode the task's rows; `splits`: ("dev",) where nothing is trained.
+
+    augmented: a folder of the stage augment, or a run's; the training rows then come with their copies, those that
+    choose a checkpoint stay as they are, and no copy of them is learned from.
+    """
     source = task.source(params.data_dir)
     rows: dict[str, Any] = {}
     if "train" in splits:
         rows["train"], rows["selection"] = task.divide(task.read(source, "train", params.max_rows), params.seed)
+        if augmented:
+            rows["train"] = task.with_copies(rows["train"], tracking.resolve(augmented))
     rows["dev"] = task.read(source, "dev", params.max_rows)
     parts = {name: Split(rows[name], task.encode(rows[name], tokenizer, params)) for name in splits}
     return TaskData(task, tokenizer, parts, str(source), batch_size, params.max_seq_len, params.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,12 +62,21 @@ def projection(
         return None
     shared = nn.Linear(student_width, teacher_width)
     project = nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in range(num_states)) if per_layer else shared
-    prefix = "fit_denses." if per_layer else "fit_dense."
+    prefix = _prefix(project)
     given = {name.removeprefix(prefix): t for name, t in (released or {}).items() if name.startswith(prefix)}
     own = project.state_dict()
     if given.keys() == own.keys() and all(given[name].shape == own[name].shape for name in own):
         project.load_state_dict(given)
     return project
+
+
+def released_form(project: nn.Module) -> dict[str, Tensor]:
+    """The weights of a projection by the names they have in TinyBERT's releases, which `projection` takes again."""
+    return {_prefix(project) + name: tensor for name, tensor in project.state_dict().items()}
+
+
+def _prefix(project: nn.Module) -> str:
+    return "fit_denses." if isinstance(project, nn.ModuleList) else "fit_dense."
 
 
 def check_heads(student: Any, teacher: Any, mapping: Sequence[int]) -> None:
@@ -142,6 +151,21 @@ def intermediate(
         return {"loss": attention + hidden, "attention_loss": attention.detach(), "hidden_loss": hidden.detach()}
 
     return losses
+
+
+@torch.no_grad()
+def mean_losses(student: PreTrainedModel, losses: Losses, batches: Iterable[Batch]) -> dict[str, float]:
+    """The losses as means over the rows of `batches`, of the student in evaluation mode; its mode is left as found."""
+    training = student.training
+    student.eval()
+    rows, sums = 0, dict[str, float]()
+    for batch in batches:
+        size = len(batch["input_ids"])
+        for name, value in losses({name: tensor.to(student.device) for name, tensor in batch.items()}, 0).items():
+            sums[name] = sums.get(name, 0.0) + size * value.item()
+        rows += size
+    student.train(training)
+    return {name: total / rows for name, total in sums.items()}
 
 
 def check_labels(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -458,6 +458,27 @@ def test_saving_replaces_an_older_model_whole(tmp_path):
     )
 
 
+def test_a_projection_saved_with_a_model_is_found_again_and_transformers_never_sees_it(tmp_path, caplog, capfd):
+    """Nor is the model taken for one of TinyBERT's own, which would have a relu."""
+    torch.manual_seed(0)
+    model = CompactBertForSequenceClassification(CompactBertConfig(**SHAPE, num_labels=3)).eval()
+    kept = {"fit_denses.0.weight": torch.randn(5, 24), "fit_denses.0.bias": torch.randn(5)}
+    checkpoints.save(model, tmp_path / "model", training_only=kept)
+    found = checkpoints.read(tmp_path / "model")
+    assert found.training_only.keys() == kept.keys()
+    assert all(torch.equal(found.training_only[name], tensor) for name, tensor in kept.items())
+    assert found.weights.keys() == checkpoints.Checkpoint.of(SHAPE, model.state_dict()).weights.keys()
+    assert found.model(CompactBertForSequenceClassification).config.pooler_relu is False
+    capfd.readouterr()
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+        torch.testing.assert_close(loaded(IDS, MASK).logits, model(IDS, MASK).logits)
+    assert not caplog.records
+    assert "fit_dense" not in "".join(capfd.readouterr())
+    checkpoints.save(model, tmp_path / "model")
+    assert checkpoints.read(tmp_path / "model").training_only == {}
+
+
 def test_an_empty_folder_is_filled_and_a_folder_of_other_things_is_left_alone(tmp_path):
     checkpoints.save(small_model(), tmp_path)
     (tmp_path / "thesis").mkdir()

@@ -78,6 +78,7 @@ def test_a_released_projection_is_taken_where_it_has_the_shape(per_layer):
     made = distill.projection(6, 8, 3, per_layer=per_layer)
     prefix = "fit_denses." if per_layer else "fit_dense."
     released = {prefix + name: torch.full_like(tensor, 0.5) for name, tensor in made.state_dict().items()}
+    assert distill.released_form(made).keys() == released.keys()
     taken = distill.projection(6, 8, 3, per_layer=per_layer, released=released)
     assert all((tensor == 0.5).all() for tensor in taken.state_dict().values())
     for others in ({"width": 5, "states": 3}, {"width": 6, "states": 4} if per_layer else {"width": 7, "states": 3}):
@@ -175,6 +176,22 @@ def test_the_teacher_is_in_evaluation_mode_and_gets_no_gradient():
 def test_models_that_cannot_be_compared_are_refused_before_any_step(student, mapping, project, message):
     with pytest.raises(ValueError, match=message):
         distill.intermediate(task_model(1, **student), task_model(0, 4, 8), mapping, project)
+
+
+def test_mean_losses_are_those_over_rows_of_the_student_in_evaluation_mode():
+    teacher, student = task_model(0, 4, 8), task_model(1, 2, 8)
+    for module in student.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.9
+    parts = [{name: tensor[rows] for name, tensor in BATCH.items()} for rows in (slice(0, 1), slice(1, 3))]
+    losses = distill.intermediate(student, teacher, [0, 2, 4], None)
+    student.train()
+    means = distill.mean_losses(student, losses, parts)
+    assert student.training
+    student.eval()
+    for name, value in means.items():
+        first, second = (losses(part, 0)[name].item() for part in parts)
+        assert value == pytest.approx((first + 2 * second) / 3, rel=1e-12)
 
 
 # ---- the second step

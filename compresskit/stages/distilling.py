@@ -1,0 +1,175 @@
+"""What the stages distill and general_distill share: learning from a teacher's layers, which asks for no labels, by
+default as it is best done and with `faithful` as TinyBERT's code did it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import pandas as pd
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel
+
+from compresskit.data.batching import Batches, Epochs
+from compresskit.stages.session import DEVICE, Session
+from compresskit.training import distill
+from compresskit.training.loop import Losses, Observer, fit
+from compresskit.training.optim import BertAdam, adamw, bert_schedule, decay_groups, linear_schedule
+from compresskit.training.state import TrainingState
+from compresskit.training.teacher import MAX_LOSS_CHANGE, has_fast_bfloat16, in_bfloat16
+
+
+class LayerParams(Protocol):
+    """The parameters of a stage that say how layers are learned."""
+
+    layer_mapping: list[int]
+    projection: Literal["shared", "per_layer"]
+    teacher_dtype: Literal["auto", "float32", "bfloat16"]
+    max_seq_len: int
+    warmup_ratio: float
+    faithful: bool
+
+
+@dataclass
+class Layers:
+    """A student's layers, the teacher layers they learn from, and the map between the widths of their states."""
+
+    params: LayerParams
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    mapping: list[int]
+    project: nn.Module | None
+
+    @classmethod
+    def of(
+        cls,
+        params: LayerParams,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        released: Mapping[str, Tensor],
+    ) -> Layers:
+        """The pair, checked; released: projections that came with the student, see `distill.projection`."""
+        mapping = layer_mapping(params, student.config, teacher.config)
+        project = distill.projection(
+            student.config.hidden_size,
+            teacher.config.hidden_size,
+            len(mapping),
+            per_layer=params.projection == "per_layer",
+            always=params.faithful,
+            released=released,
+        )
+        return cls(params, teacher, student, mapping, None if project is None else project.to(DEVICE))
+
+    def losses(self, teacher: PreTrainedModel | None = None) -> Losses:
+        """What is minimised; `teacher`: another form of it, such as one in bfloat16."""
+        asked = self.teacher if teacher is None else teacher
+        return distill.intermediate(self.student, asked, self.mapping, self.project, padded=self.params.faithful)
+
+    def learn(
+        self,
+        session: Session,
+        batches: Batches | Epochs,
+        *,
+        learning_rate: float,
+        num_steps: int,
+        schedule: str,
+        schedule_steps: int,
+        label: str,
+        state: TrainingState,
+        observe: Observer,
+    ) -> None:
+        """Attention scores and hidden states, no answers: there is nothing to choose by, the last weights stand.
+
+        schedule, schedule_steps: what `faithful` asks of the learning rate, and how long it takes.
+        """
+        modules: list[nn.Module] = [self.student] if self.project is None else [self.student, self.project]
+        teacher = self.teacher_for(session, batches, num_steps)
+        fit(
+            self.student,
+            batches,
+            self.losses(teacher),
+            *optimizer(self.params, modules, learning_rate, schedule_steps, schedule),
+            num_steps,
+            label=label,
+            state=state,
+            parts={} if self.project is None else {"projection": self.project},
+            max_grad_norm=max_grad_norm(self.params),
+            observe=observe,
+        )
+
+    def teacher_for(self, session: Session, batches: Batches | Epochs, num_steps: int) -> PreTrainedModel:
+        """The teacher as it is asked: in bfloat16 where that is faster and changes the loss by less than 0.1 %."""
+        wanted = self.params.teacher_dtype
+        if wanted == "float32" or (wanted == "auto" and not has_fast_bfloat16()):
+            return self.teacher
+        sample = batches.from_step(0, min(2, num_steps))
+        half, change = in_bfloat16(self.teacher, self.student, self.mapping, self.project, sample, self.params.faithful)
+        taken = wanted == "bfloat16" or change < MAX_LOSS_CHANGE
+        session.run.tag({"teacher_dtype": "bfloat16" if taken else "float32", "teacher_loss_change": f"{change:.1e}"})
+        return half if taken else self.teacher
+
+    def released_form(self) -> dict[str, Tensor]:
+        """The projection under the names of TinyBERT's releases, to be kept beside the student; {} without one."""
+        return {} if self.project is None else distill.released_form(self.project)
+
+
+def layer_mapping(params: LayerParams, student: Any, teacher: Any) -> list[int]:
+    """Teacher hidden state for each of the student's, the embedding's output first: as given, or every r-th.
+
+    student, teacher: their configs. Raises ValueError where the mapping does not fit the layers, or pairs layers with
+    different numbers of heads.
+    """
+    depths = (student.num_hidden_layers, teacher.num_hidden_layers)
+    mapping = [0, *params.layer_mapping] if params.layer_mapping else distill.uniform_mapping(*depths)
+    distill.check_mapping(mapping, *depths)
+    distill.check_heads(student, teacher, mapping)
+    return mapping
+
+
+def check_vocabularies(student: Any, teacher: Any) -> None:
+    """Raise ValueError unless both tokenizers mean the same by each id: both models read the same ids."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        unlike = sum(theirs.get(piece) != number for piece, number in ours.items())
+        raise ValueError(
+            f"student and teacher have other vocabularies: {len(ours)} and {len(theirs)} pieces, {unlike} of the "
+            "student's with another id or none in the teacher's; take a student with the teacher's vocabulary"
+        )
+
+
+def shapes(teacher: PreTrainedModel, student: PreTrainedModel, mapping: list[int]) -> pd.DataFrame:
+    """Teacher and student side by side, and which teacher layer each student layer learns from."""
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "qkv_size", "intermediate_size")
+    models = {"teacher": teacher, "student": student}
+    table = pd.DataFrame(
+        {who: {name: m.config.brief(name) for name in names} for who, m in models.items()}, dtype=object
+    )
+    table.loc["parameters"] = [m.num_parameters() for m in models.values()]
+    table.loc["learns from"] = ["", str(mapping)]
+    return table
+
+
+def batch_order(params: LayerParams) -> dict[str, Any]:
+    """How `Batches` are drawn: of similar lengths; faithful: in plain random order, whole ones only, padded in full."""
+    return {"length_buckets": False, "drop_last": True, "pad_to": params.max_seq_len} if params.faithful else {}
+
+
+def optimizer(
+    params: LayerParams, modules: list[nn.Module], learning_rate: float, num_steps: int, schedule: str
+) -> tuple[Optimizer, LRScheduler]:
+    """AdamW with warm-up and linear decay; faithful: BertAdam with the `schedule` of TinyBERT's step."""
+    if params.faithful:
+        bert_adam = BertAdam(decay_groups(modules, 0.01), lr=learning_rate)
+        return bert_adam, bert_schedule(bert_adam, num_steps, schedule, params.warmup_ratio)
+    adam = adamw(modules, learning_rate)
+    return adam, linear_schedule(adam, num_steps, params.warmup_ratio)
+
+
+def max_grad_norm(params: LayerParams) -> float:
+    """BertAdam clips each tensor by itself."""
+    return math.inf if params.faithful else 1.0
