@@ -1,10 +1,14 @@
-"""What every training stage does around its work: seeds, threads, the tracked run, resuming, keeping the model."""
+"""What every training stage does around its work: seeds, threads, processes, the tracked run, resuming, keeping."""
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import sys
+import time
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,15 +20,20 @@ from transformers import PreTrainedModel
 from compresskit import tracking
 from compresskit.kernels.float32 import choose_float32_matmul
 from compresskit.models import checkpoints
-from compresskit.stages.params import Params
+from compresskit.stages.params import Params, stage_module
+from compresskit.training import distributed
 from compresskit.training.state import TrainingState
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LAST_WORD_SECONDS = 20.0  # the first process needs about 5 s to close its run and keep its notebook
 Model = TypeVar("Model", bound=nn.Module)
 
 
 class Session:
-    """One run of one stage. The same parameters always name the same work folder, in which a stopped run goes on."""
+    """One run of one stage. The same parameters always name the same work folder, in which a stopped run goes on.
+
+    Where torchrun started several processes, all meet here; only the first has a run that is recorded.
+    """
 
     def __init__(self, stage: str, params: Params, *, experiment: str, name: str, seed: int = 0, threads: int = 0):
         torch.manual_seed(seed)
@@ -33,6 +42,16 @@ class Session:
         matmul = choose_float32_matmul()
         key = params.task_key(stage)
         self.folder = tracking.project_root() / "mlruns" / "unfinished" / key
+        self.run: tracking.Run
+        distributed.start()
+        rows, processes = getattr(params, "batch_size", 0), distributed.size()
+        if rows % processes:
+            raise ValueError(
+                f"batch_size {rows} is no multiple of {processes} processes, which share each batch equally"
+            )
+        if distributed.rank():
+            self.run = tracking.SilentRun()
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.run = tracking.start(
             stage,
@@ -44,6 +63,7 @@ class Session:
                 "float32_matmul": matmul.precision,
                 "float32_matmul.why": matmul.reason,
                 "threads": torch.get_num_threads(),
+                "processes": processes,
             },
         )
 
@@ -75,7 +95,26 @@ class Session:
         """Close the run, hand `result` on to a pipeline, drop the work folder; returns the result as one row."""
         self.run.finish(dict(result))
         shutil.rmtree(self.folder, ignore_errors=True)
+        distributed.stop()
         return pd.DataFrame([result])
+
+
+def assist(stage: str, params: Params) -> None:
+    """What a process above the first does for a stage: its part of the training, and nothing else.
+
+    One that fails leaves the others at once, says so, and lets the first one end its run before all are stopped.
+    """
+    messages = sys.stderr
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            stage_module(stage).open(params).train()
+            distributed.stop()
+        except Exception as error:
+            if not isinstance(error, distributed.Parted):
+                print(f"compresskit: process {os.environ['RANK']}: {type(error).__name__}: {error}", file=messages)
+            distributed.stop(wait=False)
+            time.sleep(LAST_WORD_SECONDS)
+            raise SystemExit(1) from error
 
 
 def steps(num_train_epochs: float, batches_per_epoch: int, max_steps: int) -> int:
