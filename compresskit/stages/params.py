@@ -58,7 +58,7 @@ class Params(BaseModel):
             if not equals:
                 raise ParamsError(f"--set {change}: expected NAME=VALUE")
             field = name.partition(".")[0]
-            values = cls.changed(values, name, parse_value(text, cls._is_text(field)), f"--set {change}")
+            values = cls.changed(values, name, parse_value(text, cls._is_text(name)), f"--set {change}")
             places[field] = f"--set {change}: "
         return cls.checked(values, lambda name: places.get(name) or where(name))
 
@@ -141,9 +141,12 @@ class Params(BaseModel):
 
     @classmethod
     def _is_text(cls, name: str) -> bool:
-        """Whether a field takes nothing but text (or nothing): `--set name=007` then stays what was typed."""
+        """Whether a field, or the entry `field.key`, takes nothing but text: `--set name=007` stays what was typed."""
+        name, _, key = name.partition(".")
         field = cls.model_fields.get(name)
-        return field is not None and _kinds(field.annotation) <= {str, Path, type(None)}
+        if field is None or (not key and get_origin(field.annotation) in (dict, list)):
+            return False
+        return _kinds(field.annotation) <= {str, Path, type(None)}
 
 
 def stage_names() -> list[str]:

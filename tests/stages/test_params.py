@@ -206,3 +206,25 @@ def test_equal_parameters_have_equal_keys_and_others_others():
     assert distil().task_key() not in keys
     assert distil().task_key("prune") != distil().task_key()
     assert distil(weights={"b": 1, "a": 2}).canonical() == distil(weights={"a": 2, "b": 1}).canonical()
+
+
+class GatherParams(Params):
+    sources: dict[str, str] = {}
+    names: list[str] = []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("sources={wiki: dump.bz2, books: '007'}", {"sources": {"wiki": "dump.bz2", "books": "007"}}),
+        ("sources.books=007", {"sources": {"books": "007"}}),
+        ("names=[a, b]", {"names": ["a", "b"]}),
+    ],
+)
+def test_a_mapping_or_list_of_texts_is_given_whole_as_yaml_and_an_entry_as_typed(change, expected):
+    assert GatherParams.load(None, [change]).model_dump(exclude_defaults=True) == expected
+
+
+def test_a_number_in_a_mapping_of_texts_is_refused_with_the_remedy():
+    with pytest.raises(ParamsError, match=r"'sources' .*put it in quotes"):
+        GatherParams.load(None, ["sources={books: 007}"])
