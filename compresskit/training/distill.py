@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.kernels.attention import SHORT
+from compresskit.training import distributed
 from compresskit.training.loop import Batch, Losses
 from compresskit.training.losses import (
     attention_map_mse,
@@ -118,7 +119,11 @@ def layer_losses(
         ours, theirs = (list(zip(o.query_states, o.key_states, strict=True)) for o in (own, target))
         attention = attention_score_mse(ours, theirs, mapping, mask, padded)
     hidden = hidden_state_mse(own.hidden_states, target.hidden_states, mapping, project, None if padded else mask)
-    return attention, hidden
+    if padded:
+        return attention, hidden
+    lengths = mask.sum(-1)
+    pairs, tokens = distributed.weight(torch.stack([lengths.square().sum(), lengths.sum()]))
+    return attention * pairs, hidden * tokens  # of several processes the one with more tokens counts for more
 
 
 def intermediate(
