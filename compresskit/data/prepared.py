@@ -9,12 +9,13 @@ Where sources were kept apart, each has a folder NAME/ of this form, and corpus.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from compresskit.data import shards, vocabulary
 
@@ -43,6 +44,10 @@ class PreparedCorpus:
     def epochs(self) -> list[Dataset]:
         """The instances of each epoch."""
         return [shards.dataset(self.folder / f"epoch_{epoch}") for epoch in range(self.manifest["settings"]["epochs"])]
+
+    def source_sizes(self, epoch: int) -> list[int]:
+        """How many instances of an epoch come from each source, in the order in which they stand in it."""
+        return [count["instances"] for count in self.manifest["instances"] if count["epoch"] == epoch]
 
     def check_fits(self, tokenizer: Any, max_seq_len: int) -> None:
         """Raise ValueError unless its ids belong to this tokenizer's vocabulary and no row can be longer."""
@@ -81,3 +86,22 @@ def load(folder: str | Path) -> PreparedCorpus:
         parts = ", ".join(str(folder / name) for name in found[1])
         raise ValueError(f"{folder} holds several corpora apart; name one of {parts}")
     return PreparedCorpus(folder, manifest)
+
+
+def hold_out(rows: Dataset, sizes: Sequence[int], share: float, most: int) -> tuple[Dataset, Dataset]:
+    """Rows to train on, and the last `share` of each source, at most `most` rows together, to judge by.
+
+    sizes: rows of each source, one after the other in `rows`. Instances stand in the order of the documents they were
+    made from, so what is held out of every epoch of a corpus is text that, but for a few sentences, none trains on.
+    Raises ValueError where no row can be spared.
+    """
+    spared = [max(0, min(max(1, round(share * size)), most // len(sizes), size - 1)) for size in sizes]
+    if not any(spared):
+        raise ValueError(f"the corpus has too few rows ({len(rows)}) to spare one to judge by; give it more text")
+    train, held_out, begin = [], [], 0
+    for size, last in zip(sizes, spared, strict=True):
+        train.append(rows.select(range(begin, begin + size - last)))
+        if last:
+            held_out.append(rows.select(range(begin + size - last, begin + size)))
+        begin += size
+    return concatenate_datasets(train), concatenate_datasets(held_out)

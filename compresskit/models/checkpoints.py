@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,7 +85,7 @@ class Checkpoint:
             fields.setdefault("pooler_relu", True)  # a task model of TinyBERT's or SparseBERT's code
         return cls(fields, weights, source, training_only)
 
-    def model(self, model_class: type[Model], **changes: Any) -> Model:
+    def model(self, model_class: Callable[[CompactBertConfig], Model], **changes: Any) -> Model:
         """Build `model_class` with these weights, in float32 and in evaluation mode; a head without weights starts
         at random, which is logged. `changes` replace config fields.
 
