@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from compresskit.models import CompactBertConfig, CompactBertForSequenceClassifi
 from compresskit.training.finetune import supervised
 from compresskit.training.loop import fit
 from compresskit.training.optim import adamw, linear_schedule
-from compresskit.training.state import Best
+from compresskit.training.state import Best, TrainingState
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +131,74 @@ def test_a_score_that_is_no_number_is_never_better(scores, kept):
     for step, score in enumerate(scores, start=1):
         best.offer(score, step, model)
     assert best.step == kept
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "stops_at", "best_at"),
+    [
+        ([0.5, 0.4, 0.6, 0.6, 0.5, 0.9], 2, 5, 3),
+        ([0.5, 0.4, 0.6, 0.6, 0.5, 0.9], 3, 6, 6),
+        ([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 0, 6, 1),
+        ([0.5, None, None, 0.6, math.nan, 0.9], 1, 5, 4),  # to decline is no worse score
+        ([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], 1, 2, 1),
+    ],
+    ids=str,
+)
+def test_training_stops_after_so_many_scores_in_a_row_that_are_no_better(scores, patience, stops_at, best_at, capsys):
+    model, answers, weights = one_weight(), iter(scores), {}
+    best = run(
+        model, 6, towards_ten(model), evaluate=lambda: next(answers), eval_every=1, patience=patience, label="finetune",
+        observe=lambda step, numbers: weights.update({step: model.weight.item()}),
+    )  # fmt: skip
+    assert (list(weights)[-1], best.step) == (stops_at, best_at)
+    assert model.weight.item() == weights[best_at]
+    said = [line for line in capsys.readouterr().out.splitlines() if "stopped" in line]
+    assert len(said) == (stops_at < 6)
+    if said:
+        assert said[0].startswith(
+            f"finetune: stopped after {stops_at} of 6 steps; {patience} scores in a row were no better than "
+            f"{best.score:.4g} at step {best_at}; "
+        )
+
+
+class Clock:
+    """Stands still but for what is added to it."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr("compresskit.training.progress.time.perf_counter", lambda: self.now)
+
+
+def test_examples_per_second_count_steps_and_neither_evaluation_nor_saving(monkeypatch, capsys):
+    clock, model, seen = Clock(monkeypatch), one_weight(), {}
+
+    def losses(batch, step):
+        clock.now += 0.5
+        return towards_ten(model)(batch, step)
+
+    def evaluate() -> float:
+        clock.now += 1000
+        return 1.0
+
+    class Slow(TrainingState):
+        def save(self, step, parts):
+            clock.now += 5000
+
+    state = Slow(Path("unused"), every_seconds=0)
+    monkeypatch.setattr(state, "restore", lambda parts: 0)
+    run(
+        model, 4, losses, label="distill", evaluate=evaluate, eval_every=2, state=state, planned_steps=21,
+        observe=lambda step, numbers: seen.update({step: dict(numbers)}),
+    )  # fmt: skip
+    assert [step for step in seen if "train/examples_per_second" in seen[step]] == [4]
+    assert seen[4]["train/examples_per_second"] == pytest.approx(2 / 0.5)  # rows of a batch
+    assert "distill: stopped after 4 of 21 steps; 4 examples/s\n" in capsys.readouterr().out
+
+
+def test_a_run_that_is_not_cut_short_says_nothing_of_it(capsys):
+    model = one_weight()
+    run(model, 4, towards_ten(model), planned_steps=4)
+    assert "stopped" not in capsys.readouterr().out
 
 
 def test_the_best_weights_are_a_copy():
