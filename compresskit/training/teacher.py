@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compresskit.training import distributed
 from compresskit.training.distill import inputs, layer_losses, layers_asked
 from compresskit.training.loop import Batch
 
@@ -52,8 +53,8 @@ class TeacherLogits:
         return self.logits[index].to(batch["input_ids"].device)
 
     def keep(self) -> None:
-        """Write the file, where a path was given."""
-        if self.path is None:
+        """Write the file, where a path was given; of several processes the first one, with the rows it met."""
+        if self.path is None or distributed.rank():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
