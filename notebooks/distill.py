@@ -82,7 +82,8 @@ figures.learning_curve(history, first) if first else print("no intermediate step
 # entropy of the teacher's answers. What counts is the selection score.
 
 # %%
-figures.learning_curve(history, ["train/loss", "select/score"])
+second = [key for key in ("train/loss", "select/score") if key in set(history["key"])]
+figures.learning_curve(history, second) if second else print("no prediction step")
 
 # %%
 stage.finish()
