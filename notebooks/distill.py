@@ -44,6 +44,7 @@ prediction_epochs: float = 3.0  # passes of the second step; 0: the intermediate
 warmup_ratio: float = 0.1  # share of the steps in which the learning rate rises
 temperature: float = 1.0  # of the softened answers
 evals_per_epoch: int = 2  # how often the selection rows are scored
+patience: int = 0  # stop after this many evaluations without a better score; 0: never
 select_on: str = "selection"  # rows that choose the checkpoint; dev reproduces the papers
 faithful: bool = False  # as TinyBERT's code: BertAdam, its schedules, padding to max_seq_len that counts
 max_steps: int = 0  # stop earlier, for smoke tests; 0: no limit

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -32,6 +34,7 @@ learning_rate: float = 5e-5  # peak, reached after the warm-up
 warmup_ratio: float = 0.1  # share of the steps in which the learning rate rises
 num_train_epochs: float = 3.0  # passes over the training rows
 evals_per_epoch: int = 2  # how often the selection rows are scored
+patience: int = 0  # stop after this many evaluations without a better score; 0: never
 select_on: str = "selection"  # rows that choose the checkpoint; dev reproduces the papers
 max_steps: int = 0  # stop earlier, for smoke tests; 0: no limit
 max_rows: int = 0  # keep this many rows of each split, for smoke tests; 0: all

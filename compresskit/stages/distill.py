@@ -49,6 +49,7 @@ class DistillParams(Params):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     temperature: float = Field(1.0, gt=0)
     evals_per_epoch: int = Field(2, ge=1)
+    patience: int = Field(0, ge=0)  # stop after this many evaluations without a better score; 0: never
     select_on: Literal["selection", "dev"] = "selection"  # rows that choose the checkpoint; dev reproduces the papers
     faithful: bool = False  # as TinyBERT's code: BertAdam, its schedules, padding to max_seq_len that counts, …
     max_steps: int = Field(0, ge=0)  # stop earlier, for smoke tests; 0: no limit
@@ -102,6 +103,7 @@ class Distill:
             batches,
             learning_rate=params.intermediate_learning_rate,
             num_steps=num_steps,
+            planned_steps=steps(params.intermediate_epochs, len(batches), 0),
             schedule="none",
             schedule_steps=num_steps,
             label="distill: intermediate layers",
@@ -130,6 +132,8 @@ class Distill:
             parts=known,
             evaluate=lambda: self.data.score(self.student, params.select_on).value,
             eval_every=max(1, len(batches) // params.evals_per_epoch),
+            patience=params.patience,
+            planned_steps=steps(params.prediction_epochs, len(batches), 0),
             max_grad_norm=distilling.max_grad_norm(params),
             observe=lambda step, numbers: self.session.observe(offset + step, numbers),
         )

@@ -77,6 +77,7 @@ class Layers:
         *,
         learning_rate: float,
         num_steps: int,
+        planned_steps: int,
         schedule: str,
         schedule_steps: int,
         label: str,
@@ -98,6 +99,7 @@ class Layers:
             label=label,
             state=state,
             parts={} if self.project is None else {"projection": self.project},
+            planned_steps=planned_steps,
             max_grad_norm=max_grad_norm(self.params),
             observe=observe,
         )

@@ -34,6 +34,7 @@ class FinetuneParams(Params):
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     num_train_epochs: float = Field(3.0, gt=0)
     evals_per_epoch: int = Field(2, ge=1)
+    patience: int = Field(0, ge=0)  # stop after this many evaluations without a better score; 0: never
     select_on: Literal["selection", "dev"] = "selection"  # rows that choose the checkpoint; dev reproduces the papers
     max_steps: int = Field(0, ge=0)  # stop earlier, for smoke tests; 0: no limit
     max_rows: int = Field(0, ge=0)  # keep this many rows of each split, for smoke tests; 0: all
@@ -67,6 +68,8 @@ class Finetune:
             state=self.session.state(),
             evaluate=lambda: self.data.score(self.model, params.select_on).value,
             eval_every=max(1, len(batches) // params.evals_per_epoch),
+            patience=params.patience,
+            planned_steps=steps(params.num_train_epochs, len(batches), 0),
             observe=self.session.observe,
         )
         return self.session.run.history()

@@ -91,6 +91,7 @@ class GeneralDistill:
             self.train_batches,
             learning_rate=params.learning_rate,
             num_steps=num_steps,
+            planned_steps=wanted,
             schedule="warmup_linear",
             schedule_steps=self.schedule_steps(num_steps),
             label="general distillation",

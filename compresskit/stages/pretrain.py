@@ -88,6 +88,7 @@ class Pretrain:
             num_steps,
             label="pretrain",
             state=self.session.state(),
+            planned_steps=steps(params.num_train_epochs, len(self.train_batches), 0),
             observe=self.session.observe,
         )
         return self.session.run.history()

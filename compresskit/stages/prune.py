@@ -91,6 +91,7 @@ class Prune:
             after_step=pruner.step,
             evaluate=score_when_sparse,
             eval_every=max(1, len(batches) // params.evals_per_epoch),
+            planned_steps=steps(params.num_train_epochs, len(batches), 0),
             observe=observe,
         )
         return self.session.run.history()
