@@ -117,8 +117,9 @@ def fit(
     if step > start:
         if step < max(num_steps, planned_steps):
             rate = numbers["train/examples_per_second"]
-            why = f"; {patience} scores in a row were no better than {best.score:.4g} at step {best.step}"
-            of = f"{step} of {max(num_steps, planned_steps)} steps{why if stopped else ''}"
+            of = f"{step} of {max(num_steps, planned_steps)} steps"
+            if stopped:
+                of += f"; {patience} scores in a row were no better than {best.score:.4g} at step {best.step}"
             print(f"{label}: stopped after {of}; {rate:.4g} examples/s", flush=True)
         if state is not None:
             state.save(step, everything)

@@ -195,6 +195,12 @@ def test_examples_per_second_count_steps_and_neither_evaluation_nor_saving(monke
     assert "distill: stopped after 4 of 21 steps; 4 examples/s\n" in capsys.readouterr().out
 
 
+def test_a_run_that_is_cut_short_without_ever_being_scored_says_so(capsys):
+    model = one_weight()
+    run(model, 4, towards_ten(model), label="layers", planned_steps=9)
+    assert "layers: stopped after 4 of 9 steps; " in capsys.readouterr().out
+
+
 def test_a_run_that_is_not_cut_short_says_nothing_of_it(capsys):
     model = one_weight()
     run(model, 4, towards_ten(model), planned_steps=4)
