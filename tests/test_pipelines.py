@@ -1,0 +1,174 @@
+"""The recipes in params/: every pipeline is whole, TinyBERT's have its numbers, and each runs at two steps."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+import yaml
+
+from compresskit import running, tracking
+from compresskit.data import bundled
+from compresskit.data.vocabulary import train_wordpiece
+from compresskit.models import (
+    CompactBertConfig,
+    CompactBertForMaskedLM,
+    CompactBertForSequenceClassification,
+    checkpoints,
+)
+from compresskit.running.plan import read_plan
+from compresskit.stages.params import Params, params_class
+from compresskit.tracking.store import client
+
+ROOT = Path(__file__).parents[1]
+PIPELINES = sorted(path.name for path in (ROOT / "params/pipelines").glob("*.yaml"))
+TINYBERT = {"cola": (50, 64), "mnli": (5, 128), "mrpc": (20, 128), "sst2": (10, 64), "stsb": (20, 128), "qqp": (5, 128),
+            "qnli": (10, 128), "rte": (20, 128), "squad1": (10, 384)}  # fmt: skip
+
+
+@pytest.fixture
+def project(store) -> Path:
+    """A project with the notebooks and params of this one."""
+    for folder in ("notebooks", "params"):
+        shutil.copytree(ROOT / folder, store / folder, dirs_exist_ok=True)
+    return store
+
+
+def given(name: str, **values: object) -> list[str]:
+    """`--set` changes: a value for every variable that needs one, and those named."""
+    variables = yaml.safe_load((ROOT / "params/pipelines" / name).read_text()).get("vars", {})
+    needed = {variable: "somewhere" for variable, value in variables.items() if value is None}
+    return [f"{variable}={value}" for variable, value in {**needed, **values}.items()]
+
+
+def steps(name: str, **values: object) -> dict[str, Params]:
+    """The parameters of each step, with a stand-in for what an earlier step returns."""
+    plan = read_plan(f"params/pipelines/{name}", given(name, **values))
+    results = {step.id: {key: f"{step.id}'s {key}" for key in step.params_class.results} for step in plan.steps}
+    return {step.id: step.params(results) for step in plan.steps}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_dry_run_prints_every_step_of_a_pipeline_and_runs_none(project, name, capsys):
+    results = running.run_pipeline(f"params/pipelines/{name}", given(name), dry_run=True)
+    out = capsys.readouterr().out
+    described = yaml.safe_load((ROOT / "params/pipelines" / name).read_text())
+    for number, step in enumerate(described["steps"], start=1):
+        assert f"{number:>3} {step['id']} ({step['stage']}): time unknown\n" in out
+    assert out.endswith(f"estimated: 0.00 hours, and {len(described['steps'])} steps that have not run yet\n")
+    assert not results
+    assert len(client().search_runs([e.experiment_id for e in client().search_experiments()])) == 0
+
+
+@pytest.mark.parametrize("task", TINYBERT)
+def test_a_recipe_has_tinyberts_numbers(task):
+    params = params_class("distill").load(ROOT / f"params/distill-tinybert-{task}.yaml")
+    assert (params.task, params.intermediate_epochs, params.max_seq_len) == (task, *TINYBERT[task])
+    assert (params.intermediate_learning_rate, params.prediction_learning_rate) == (5e-5, 3e-5)
+    assert (params.prediction_epochs, params.batch_size, params.data_dir) == (3, 32, "")
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [("tinybert4", (4, 312, 12, 1200)), ("tinybert6", (6, 768, 12, 3072))],
+    ids=lambda value: str(value),
+)
+def test_the_general_students_have_the_released_sizes(size, shape):
+    params = params_class("general_distill").load(ROOT / f"params/general_distill-{size}.yaml")
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    assert tuple(getattr(params, name) for name in names) == shape
+    assert (params.learning_rate, params.num_train_epochs, params.max_seq_len) == (5e-5, 3, 128)
+    assert (params.batch_size, params.warmup_ratio) == (256, 0.1)
+
+
+def test_sst2_has_the_numbers_of_the_accelerator_variant_and_hands_its_student_on(project):
+    found = steps("tinybert-sst2.yaml", max_steps=1000)
+    layers, answers, copies = found["layers"], found["answers"], found["copies"]
+    for step in (layers, answers):
+        assert (step.task, step.max_seq_len, step.batch_size) == ("sst2", 64, 32)
+        assert (step.teacher, step.augmented) == ("teacher's model", "copies's augmented")
+        assert (step.max_steps, step.seed) == (1000, found["teacher"].seed)
+    assert (layers.intermediate_epochs, layers.intermediate_learning_rate, layers.prediction_epochs) == (10, 5e-5, 0)
+    assert (answers.prediction_epochs, answers.prediction_learning_rate, answers.intermediate_epochs) == (3, 3e-5, 0)
+    assert answers.student == "layers's model"
+    assert (copies.masked_lm, copies.embeddings, copies.copies, copies.probability) == ("", "somewhere", 0, 0.4)
+    assert (found["models"].max_rows, found["models"].task) == (0, "sst2")  # all dev rows
+    assert found["models"].models == {"baseline-teacher": "teacher's model", "tinybert-student": "answers's model"}
+
+
+def test_the_transfer_trains_layers_only(project):
+    (step,) = steps("tinybert-mnli-transfer.yaml").values()
+    assert (step.task, step.max_seq_len, step.batch_size, step.augmented) == ("mnli", 64, 32, "")
+    assert (step.intermediate_epochs, step.prediction_epochs, step.intermediate_learning_rate) == (10, 0, 5e-5)
+
+
+# ---- at two steps
+
+
+@pytest.fixture
+def made(project):
+    """An encoder of 6 layers with 12 heads and a masked LM, word vectors, MNLI, and a task model for it."""
+    folder = project / "made"
+    text = (bundled.write(project / ".cache/bundled") / "corpus.txt").read_text().splitlines()
+    tokenizer = train_wordpiece(text, 1000)
+    shape = {"hidden_size": 24, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 24}
+    config = CompactBertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **shape)
+    torch.manual_seed(0)
+    checkpoints.save(CompactBertForMaskedLM(config), folder / "encoder", tokenizer)
+    labels = ["entailment", "neutral", "contradiction"]
+    tuned = config.changed(id2label=dict(enumerate(labels)), label2id={name: i for i, name in enumerate(labels)})
+    checkpoints.save(CompactBertForSequenceClassification(tuned), folder / "mnli", tokenizer)
+    rng = Random(0)
+    words = sorted({word for line in text[:2000] for word in line.lower().split() if word.isalpha()})
+    lines = [f"{word} {' '.join(f'{rng.gauss(0, 1):.3f}' for _ in range(8))}" for word in words]
+    (folder / "vectors.txt").write_text("\n".join(lines) + "\n")
+    (folder / "MNLI").mkdir()
+    header = "\t".join(["index", *(f"column {i}" for i in range(7)), "sentence1", "sentence2", "gold_label"])
+    rows = ["\t".join([str(i), *"-" * 7, text[i], text[i + 1], labels[i % 3]]) for i in range(400)]
+    for file in ("train.tsv", "dev_matched.tsv"):
+        (folder / "MNLI" / file).write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
+def run(project: Path, name: str, **values: object) -> str:
+    changes = [part for change in given(name, **values) for part in ("--set", change)]
+    command = [sys.executable, "-m", "compresskit.cli", "pipeline", f"params/pipelines/{name}", *changes]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.long
+def test_tinyberts_pipelines_run_at_two_steps_and_hand_their_students_on(project, made):
+    short = {"max_steps": 2, "max_rows": 420, "data_dir": "bundled", "encoder": made / "encoder"}
+    out = run(project, "tinybert-sst2.yaml", student='""', teacher_steps=2, embeddings=made / "vectors.txt", **short)
+    assert "[5/5] models" in out
+    out = run(
+        project, "tinybert-general.yaml", text="bundled", num_hidden_layers=2, hidden_size=12, intermediate_size=24,
+        general_seq_len=32, general_epochs=1, general_batch_size=16, **short,
+    )  # fmt: skip
+    assert "[5/5] models" in out
+    rows = tracking.leaderboard_table("sst2-bundled").set_index("name")
+    assert set(rows.index) == {"baseline-teacher-42", "tinybert-student-42"}
+    dev = bundled.write(project / ".cache/bundled") / "SST-2/dev.tsv"
+    assert rows["rows"].tolist() == [len(dev.read_text().splitlines()) - 1] * 2
+
+    run(project, "tinybert-mnli-transfer.yaml", teacher=made / "mnli", data_dir=made, max_steps=2, max_rows=300)
+    before, after = (checkpoints.read(tracking.resolve(f"models:/tinybert-{task}@latest")) for task in ("sst2", "mnli"))
+    assert (len(before.weights["classifier.weight"]), len(after.weights["classifier.weight"])) == (2, 3)
+    assert list(after.config["id2label"].values()) == ["contradiction", "entailment", "neutral"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["sst2.yaml", "sst2-full.yaml"])
+def test_the_pipelines_on_sst2_run_at_a_step_of_each_stage(project, made, name):
+    out = run(project, name, encoder=made / "encoder", data_dir="bundled", epochs=0.001, student_epochs=0.001)
+    assert "[7/7] latency" in out
+    assert len(tracking.leaderboard_table("sst2-bundled")) == 4
