@@ -109,6 +109,8 @@ def assist(stage: str, params: Params) -> None:
         try:
             stage_module(stage).open(params).train()
             distributed.stop()
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
         except Exception as error:
             if not isinstance(error, distributed.Parted):
                 print(f"compresskit: process {os.environ['RANK']}: {type(error).__name__}: {error}", file=messages)
