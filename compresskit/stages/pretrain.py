@@ -20,7 +20,7 @@ from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder, on_device, steps
 from compresskit.training.loop import Batch, fit
 from compresskit.training.optim import adamw, linear_schedule
-from compresskit.training.pretrain import masked_lm, whole_network
+from compresskit.training.pretrain import Masked, masked_lm, whole_network
 
 HELD_OUT = 0.02  # share of the corpus kept for the loss that is reported
 
@@ -81,8 +81,8 @@ class Pretrain:
         optimizer = adamw([model], params.learning_rate)
         fit(
             model,
-            self.train_batches,
-            masked_lm(model, self.mask, labelled_loss, self.subnets if params.supernet else whole_network),
+            Masked(self.train_batches, self.mask),
+            masked_lm(model, labelled_loss, self.subnets if params.supernet else whole_network),
             optimizer,
             linear_schedule(optimizer, num_steps, params.warmup_ratio),
             num_steps,

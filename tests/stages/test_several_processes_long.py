@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,26 @@ def project(store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return store
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start(*arguments): python with these arguments, still running; whatever is left at the end is stopped."""
+    started: list[subprocess.Popen[str]] = []
+
+    def go(*arguments: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen([sys.executable, *arguments], stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
+
+    yield go
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
 
 
 def ended(*processes: subprocess.Popen[str]) -> None:
     for process in processes:
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
 
 
@@ -85,7 +98,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-def test_two_processes_and_two_nodes_end_with_the_model_of_one(project):
+def test_two_processes_and_two_nodes_end_with_the_model_of_one(project, start):
     ended(start(*COMMAND))
     alone = weights()
     begin = load_file(project / "student" / "model.safetensors")
@@ -138,7 +151,7 @@ def kill_the_launcher(process: subprocess.Popen[str]) -> None:
     ],
 )
 def test_when_one_goes_all_go_and_the_next_call_goes_on(
-    project: Path, trouble: Callable, code: int, sentence: str, tmp_path: Path
+    project: Path, start: Callable, trouble: Callable, code: int, sentence: str
 ):
     endless = ["--nproc", "2", "--set", "intermediate_epochs=2000", "--set", "max_steps=0"]
     process = start(*COMMAND, *endless)

@@ -29,7 +29,7 @@ from compresskit.training import distill, prune
 from compresskit.training.finetune import supervised
 from compresskit.training.loop import fit
 from compresskit.training.optim import adamw, linear_schedule
-from compresskit.training.pretrain import masked_lm, whole_network
+from compresskit.training.pretrain import Masked, masked_lm, whole_network
 from compresskit.training.state import TrainingState
 
 STEPS, SAVE_EVERY = 9, 3
@@ -58,11 +58,13 @@ class SavesEveryThirdStep(TrainingState):
             self.save(step, parts)
 
 
-def learn(name: str, folder: Path, model, losses, observe, modules=(), rate=1e-2, **more) -> dict[str, Any]:
+def learn(
+    name: str, folder: Path, model, losses, observe, modules=(), rate=1e-2, batches=None, **more
+) -> dict[str, Any]:
     """One loop with AdamW and warm-up; returns everything that must not depend on the interruption."""
     optimizer = adamw([model, *modules], rate)
     best = fit(
-        model, Rows(), losses, optimizer, linear_schedule(optimizer, STEPS, 0.3), STEPS,
+        model, batches or Rows(), losses, optimizer, linear_schedule(optimizer, STEPS, 0.3), STEPS,
         state=SavesEveryThirdStep(folder / name), observe=lambda step, numbers: observe(name, step), **more,
     )  # fmt: skip
     parts = {f"part {i}": module.state_dict() for i, module in enumerate(modules)}
@@ -112,7 +114,9 @@ def mask(batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
 def pretrain(folder: Path, observe, subnets: Callable = whole_network) -> dict[str, Any]:
     """Masked LM."""
     model = CompactBertForMaskedLM(CompactBertConfig(**SMALL))
-    return learn("train", folder, model, masked_lm(model, mask, labelled_loss, subnets), observe)
+    return learn(
+        "train", folder, model, masked_lm(model, labelled_loss, subnets), observe, batches=Masked(Rows(), mask)
+    )
 
 
 def supernet(folder: Path, observe) -> dict[str, Any]:

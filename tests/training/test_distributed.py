@@ -15,6 +15,7 @@ from torch import Tensor
 from compresskit.training import distributed
 from tests.training.resumable import differences
 
+CASES = ["finetune", "token_means", "masked_words", "pruning", "impatient"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -42,7 +43,7 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("case", ["finetune", "token_means", "pruning", "impatient"])
+@pytest.mark.parametrize("case", CASES)
 def test_weights_and_numbers_are_those_of_one_process(case, size, found):
     alone, first = found(case, 1), found(case, size)
     assert_close(alone["weights"], first["weights"])
@@ -59,7 +60,7 @@ def test_weights_and_numbers_are_those_of_one_process(case, size, found):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("case", ["finetune", "token_means", "pruning", "impatient"])
+@pytest.mark.parametrize("case", CASES)
 def test_all_processes_hold_the_same_weights_best_and_numbers(case, size, found):
     first = found(case, size)
     for rank in range(1, size):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from compresskit.models import CompactBertConfig, CompactBertForMaskedLM
 from compresskit.models.heads import labelled_loss
-from compresskit.training.pretrain import masked_lm
+from compresskit.training.pretrain import Masked, masked_lm
 
 CONFIG = CompactBertConfig(
     vocab_size=30, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=16,
@@ -37,6 +37,18 @@ def mask(batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
     return batch["input_ids"].masked_fill(chosen, 4), batch["input_ids"].masked_fill(~chosen, -100)
 
 
+class Same:
+    """The same batch at every step."""
+
+    def from_step(self, step: int, num_steps: int):
+        return (batch() for _ in range(step, num_steps))
+
+
+def masked(step: int) -> dict[str, Tensor]:
+    """The batch of a step, counted from 1, as a run that starts there meets it."""
+    return next(Masked(Same(), mask).from_step(step - 1, 9))
+
+
 def full_loss(model, step: int, subnet) -> Tensor:
     """The model's own loss, decoding every position."""
     input_ids, labels = mask(batch(), step)
@@ -46,10 +58,10 @@ def full_loss(model, step: int, subnet) -> Tensor:
 
 def test_the_loss_is_the_models_own_and_every_step_has_its_own_masks():
     model = network()
-    losses = masked_lm(model, mask, labelled_loss)
+    losses = masked_lm(model, labelled_loss)
     seen = []
     for step in (1, 2, 3):
-        values = losses(batch(), step)
+        values = losses(masked(step), step)
         assert values.keys() == {"loss"}
         torch.testing.assert_close(values["loss"], full_loss(model, step, None), rtol=0, atol=1e-12)
         seen.append(values["loss"].item())
@@ -59,9 +71,9 @@ def test_the_loss_is_the_models_own_and_every_step_has_its_own_masks():
 def test_subnets_of_a_step_share_its_masks_and_their_losses_are_averaged():
     model = network()
     turns = {1: [WHOLE, SMALL], 2: [SMALL], 3: [WHOLE, SMALL, SMALL]}
-    losses = masked_lm(model, mask, labelled_loss, turns.__getitem__)
+    losses = masked_lm(model, labelled_loss, turns.__getitem__)
     for step, subnets in turns.items():
-        values = losses(batch(), step)
+        values = losses(masked(step), step)
         expected = [full_loss(model, step, subnet) for subnet in subnets]
         torch.testing.assert_close(values["loss"], sum(expected) / len(expected), rtol=0, atol=1e-12)
         assert ("loss_whole" in values) == (step != 2)
@@ -72,7 +84,7 @@ def test_subnets_of_a_step_share_its_masks_and_their_losses_are_averaged():
 
 def test_the_gradient_is_the_mean_of_the_subnets_gradients():
     model = network()
-    masked_lm(model, mask, labelled_loss, lambda step: [WHOLE, SMALL])(batch(), 1)["loss"].backward()
+    masked_lm(model, labelled_loss, lambda step: [WHOLE, SMALL])(masked(1), 1)["loss"].backward()
     found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     ((full_loss(model, 1, WHOLE) + full_loss(model, 1, SMALL)) / 2).backward()

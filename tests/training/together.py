@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compresskit.models import CompactBertConfig, CompactBertForSequenceClassification
+from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, CompactBertForSequenceClassification
+from compresskit.models.heads import labelled_loss
 from compresskit.pruning.masks import MagnitudePruner
 from compresskit.training import distributed, progress, prune
 from compresskit.training.finetune import supervised
 from compresskit.training.loop import fit
 from compresskit.training.optim import linear_schedule
+from compresskit.training.pretrain import Masked, masked_lm
 from compresskit.training.state import TrainingState
 
 STEPS = 7
@@ -51,12 +53,12 @@ def model(**changes: Any) -> CompactBertForSequenceClassification:
     return CompactBertForSequenceClassification(CompactBertConfig(**{**SMALL, **changes}))
 
 
-def learn(student: Any, losses: Callable, **more: Any) -> dict[str, Any]:
+def learn(student: Any, losses: Callable, batches: Any = None, **more: Any) -> dict[str, Any]:
     """One loop with plain gradient descent, which hides no factor; returns all that it leaves and says."""
     optimizer = torch.optim.SGD(student.parameters(), lr=0.3, weight_decay=0.01)
     numbers: dict[int, dict[str, float]] = {}
     best = fit(
-        student, Rows(), losses, optimizer, linear_schedule(optimizer, STEPS, 0.3), STEPS,
+        student, batches or Rows(), losses, optimizer, linear_schedule(optimizer, STEPS, 0.3), STEPS,
         observe=lambda step, values: numbers.update({step: dict(values)}), **more,
     )  # fmt: skip
     found = {"weights": student.state_dict(), "numbers": numbers, "best": best.state_dict()}
@@ -98,6 +100,19 @@ def pruning(folder: Path) -> dict[str, Any]:
     pruner = MagnitudePruner(student, 0.8, begin=0, end=6, frequency=2)
     found = learn(student, prune.all_layers(student, teacher), parts={"pruner": pruner}, after_step=pruner.step)
     return found | {"masks": pruner.masks}
+
+
+def masked_words(folder: Path) -> dict[str, Any]:
+    """Masks are drawn for the whole batch; every process has another number of masked words."""
+    student = CompactBertForMaskedLM(CompactBertConfig(**SMALL))
+
+    def mask(batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+        ids = batch["input_ids"]
+        chosen = torch.rand(ids.shape, generator=torch.Generator().manual_seed(step)) < 0.4
+        chosen = (chosen & batch["attention_mask"].bool()) | (torch.arange(8) == 1)
+        return ids.masked_fill(chosen, 4), ids.masked_fill(~chosen, -100)
+
+    return learn(student, masked_lm(student, labelled_loss), batches=Masked(Rows(), mask))
 
 
 def impatient(folder: Path) -> dict[str, Any]:
@@ -193,7 +208,7 @@ def together(case: Callable, folder: Path, size: int, seed: int = 1) -> list[int
 
 def main(folder: Path) -> None:
     """Every case in one process, in two, and in three."""
-    for case in (finetune, token_means, pruning, impatient, one_bad_row):
+    for case in (finetune, token_means, masked_words, pruning, impatient, one_bad_row):
         for size in (1, 2, 3):
             statuses = together(case, folder / case.__name__, size)
             assert statuses == [0] * size, (case, statuses)
