@@ -50,6 +50,7 @@ def collect(task: str, command: str) -> dict[str, Any]:
     run_id = rows["evaluated_by"].iloc[0]
     rows = rows[rows["evaluated_by"] == run_id].drop(columns="evaluated_from")  # a path of this machine
     params = tracking.run_params(run_id)
+    params.pop("data_dir")  # as is this; the digest says what was in it
     predictions = {name: tracking.read_json(run_id, f"predictions/{name}.json") for name in rows["model"]}
     right, said = task_named(params["task"]).recorded
     latencies = tracking.read_json(run_id, "latency.json")
