@@ -371,8 +371,8 @@ def main() -> None:
             print(f"{name} …", file=sys.stderr, flush=True)
             part(lengths, timings, measures)
     goals = {name: goal for name, goal in GOALS.items() if name in measures}
-    notes = {"matmul": asdict(choice), "mean_length": float(np.mean(lengths))}
-    publish("distill_step" if not given.only else "distill_step_part", timings, measures, goals, notes=notes)
+    notes = {"matmul": asdict(choice), "mean_length": float(np.mean(lengths)), "parts": given.only or list(PARTS)}
+    publish("distill_step", timings, measures, goals, notes=notes)
 
 
 def elsewhere(module: Any) -> Callable[[Sequence[int], list[Timing], dict[str, float]], None]:
