@@ -75,6 +75,14 @@ def test_the_arguments_arrive(monkeypatch, tmp_path):
     out = invoke("run", "toy", "-p", "toy-x.yaml", "--set", "a=1", "--set", "b=2", "--deadline", "5")
     assert out.stdout == "toy: 3 s, run 1, executed notebook runs:/1/notebook/toy.ipynb\n"
     assert invoke("pipeline", "p.yaml", "--dry-run", "--set", "data_dir=/d").exit_code == 0
+    monkeypatch.setattr(running, "launch", lambda *a, **k: calls.append((a, k)))
+    assert invoke("run", "toy", "--nproc", "2", "--set", "a=1").exit_code == 0
+    assert calls.pop() == ((2, "toy", None, ["a=1"]), {"deadline_s": None})
+    monkeypatch.setattr(running, "assist", lambda *a: calls.append(a))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "1")
+    assert invoke("run", "toy", "--set", "a=1").exit_code == 0
+    assert calls.pop() == ("toy", None, ["a=1"])
     (stage, params, changes), settings = calls[0]
     assert (stage, str(params), changes, settings) == ("toy", "toy-x.yaml", ["a=1", "b=2"], {"deadline_s": 5.0})
     (file, changes), settings = calls[1]
