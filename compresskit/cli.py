@@ -185,6 +185,22 @@ def report(
 
 @app.command()
 @plainly
+def study(
+    pipeline: Annotated[str, Argument(help="Name of a pipeline that was run on one or several tasks and seeds.")],
+    out: Annotated[Path, Argument(help="Markdown file; its data and plot go beside it.")],
+    against: Annotated[str, Option(help="The model that gains refer to.")] = "baseline-labels-only",
+    command: Annotated[str, Option(help="How the runs were made, for the reader to repeat.")] = "",
+    debug: Debug = False,
+) -> None:
+    """Write a page of results from a pipeline's finished runs: scores, gains, speed, by task."""
+    from compresskit.stages import study as stage
+
+    stage.study(pipeline, against, out, command)
+    typer.echo(f"{pipeline}: {out}")
+
+
+@app.command()
+@plainly
 def ui(port: Annotated[int, Option(help="On 127.0.0.1.")] = 5000, debug: Debug = False) -> None:
     """Open the MLflow UI on this machine: leaderboards, runs, artifacts."""
     from compresskit import running

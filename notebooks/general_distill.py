@@ -27,7 +27,8 @@
 # %% tags=["parameters"]
 corpus: str = "bundled"  # a folder of the stage corpus; or a text, one sentence per line
 teacher: str = "models:/demo-encoder@latest"  # a pre-trained encoder: a run, a registered model, a folder or hub id
-student: str = ""  # go on with this general student; empty: a new one of the sizes below
+student: str = ""  # go on with this general student; empty: a new one
+student_layers: list[int] = []  # teacher layers, from 1, that a new one begins as; empty: random, of these sizes
 num_hidden_layers: int = 2  # of a new student
 hidden_size: int = 64  # of a new student
 num_attention_heads: int = 4  # of a new student; as many as the teacher has

@@ -108,6 +108,20 @@ def test_the_transfer_trains_layers_only(project):
     assert (step.intermediate_epochs, step.prediction_epochs, step.intermediate_learning_rate) == (10, 0, 5e-5)
 
 
+def test_the_variants_of_the_ablation_differ_in_what_they_learn_from_and_in_nothing_else(project):
+    plan = read_plan("params/pipelines/tinybert-ablation.yaml", given("tinybert-ablation.yaml", task="mrpc"))
+    assert plan.experiment == "tinybert/mrpc"
+    found = steps("tinybert-ablation.yaml", task="mrpc", max_steps=50, epochs=2)
+    answers, layers, augmented = (found[name].model_dump() for name in ("answers", "layers", "augmented"))
+    assert {name for name in layers if answers[name] != layers[name]} == {"intermediate_epochs"}
+    assert (answers["intermediate_epochs"], layers["intermediate_epochs"], layers["prediction_epochs"]) == (0, 2, 2)
+    assert {name for name in layers if augmented[name] != layers[name]} == {"augmented", "evals_per_epoch"}
+    labels = found["labels"]
+    assert (labels.model, labels.num_train_epochs, labels.max_steps) == ("somewhere", 2, 50)
+    assert (labels.learning_rate, labels.seed) == (layers["prediction_learning_rate"], layers["seed"])
+    assert len(found["models"].models) == 5
+
+
 # ---- at two steps
 
 
@@ -159,6 +173,13 @@ def test_tinyberts_pipelines_run_at_two_steps_and_hand_their_students_on(project
     assert set(rows.index) == {"baseline-teacher-42", "tinybert-student-42"}
     dev = bundled.write(project / ".cache/bundled") / "SST-2/dev.tsv"
     assert rows["rows"].tolist() == [len(dev.read_text().splitlines()) - 1] * 2
+
+    taught = {"teacher": "models:/teacher-sst2@latest", "student": "models:/general-tinybert4@latest"}
+    short = {"max_steps": 2, "max_rows": 420, "data_dir": "bundled", "copies": 2}
+    run(project, "tinybert-ablation.yaml", task="sst2", embeddings=made / "vectors.txt", **taught, **short)
+    rows = tracking.leaderboard_table("sst2-bundled")
+    assert (rows["system"] == "tinybert").sum() == 1 + 3
+    assert set(rows["layers"]) == {"6", "2"}
 
     run(project, "tinybert-mnli-transfer.yaml", teacher=made / "mnli", data_dir=made, max_steps=2, max_rows=300)
     before, after = (checkpoints.read(tracking.resolve(f"models:/tinybert-{task}@latest")) for task in ("sst2", "mnli"))

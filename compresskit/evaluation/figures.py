@@ -152,6 +152,29 @@ def pareto_plot(rows: pd.DataFrame, cost: str = "latency_p50_ms") -> Figure:
     return figure
 
 
+@_styled
+def scores_plot(rows: pd.DataFrame) -> Figure:
+    """Scores of several models on several tasks: a panel for each task, a line for each model.
+
+    rows: columns task, metric, name, score_pct, low_pct, high_pct, and seeds, a list of each seed's score.
+    """
+    tasks, names = list(dict.fromkeys(rows["task"])), list(dict.fromkeys(rows["name"]))
+    figure = Chart(width=2.2 + 2.4 * len(tasks), height=1.2 + 0.38 * len(names))
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for ax, task in zip(panels, tasks, strict=True):
+        of_task = rows[rows["task"] == task].set_index("name").loc[names]
+        for height, (name, row) in enumerate(of_task.iterrows()):
+            color = COLORS.get(str(name).partition("-")[0], GREY)
+            ax.plot([row["low_pct"], row["high_pct"]], [height, height], color=color, linewidth=2, alpha=0.5)
+            if len(row["seeds"]) > 1:
+                ax.plot(row["seeds"], [height] * len(row["seeds"]), "|", color=color, markersize=11)
+            ax.plot(row["score_pct"], height, "o", color=color, markersize=7, markeredgecolor="white")
+        ax.set(title=task, xlabel=f"{of_task['metric'].iloc[0]} (%)")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(-0.6, len(names) - 0.4)
+    return figure
+
+
 def _obstacles(ax: Axes, x: NDArray, y: NDArray, low: NDArray, high: NDArray) -> tuple[NDArray, NDArray]:
     """Boxes, (M, 4) in pixels, of the markers and the error bars, and how much each matters, (M,)."""
     centre, bottom, top = (ax.transData.transform(np.column_stack([x, height])) for height in (y, low, high))

@@ -145,6 +145,22 @@ def _bootstrap(task: GlueTask, predictions: NDArray, labels: NDArray) -> dict[st
     return _with_mean(task, {name: ON_CONFUSIONS[name](confusions) for name in task.metrics})
 
 
+def resampled(task: str, logits: ArrayLike, labels: ArrayLike) -> NDArray:
+    """The main metric of R resamples of the rows, (R,): the same rows whatever the model, so that two models' values
+    can be subtracted resample by resample. logits: (N, C), labels: (N,).
+    """
+    described = task_named(task)
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    _check(described, logits, labels)
+    if described.is_regression:
+        return _bootstrap(described, logits[:, 0].astype(np.float64), labels)[described.main_metric]
+    classes = described.num_labels
+    cells = np.eye(classes**2)[labels * classes + logits.argmax(1)]  # (N, C·C)
+    confusions = np.concatenate([counts @ cells for counts in row_counts(len(labels))]).reshape(-1, classes, classes)
+    values = _with_mean(described, {name: ON_CONFUSIONS[name](confusions) for name in described.metrics})
+    return values[described.main_metric]
+
+
 def _ratio(numerator: NDArray, denominator: NDArray) -> NDArray:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 

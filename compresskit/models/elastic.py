@@ -120,6 +120,21 @@ def extract(model: Model, subnet: CompactBertConfig, layers: Sequence[int] | Non
     return small.train(model.training)
 
 
+def keep_layers(model: Model, layers: Sequence[int]) -> Model:
+    """A new model of these layers of `model`, counted from 1, as wide as they are, with its embeddings and heads.
+
+    Raises ValueError for a layer that the model does not have.
+    """
+    config = cast(CompactBertConfig, model.config)
+    if not all(1 <= layer <= config.num_hidden_layers for layer in layers):
+        count = config.num_hidden_layers
+        raise ValueError(f"layers {list(layers)} of a model of {count} layers; each is from 1 to {count}")
+    chosen = [layer - 1 for layer in layers]
+    widths = {name: [config.per_layer(name)[i] for i in chosen]
+              for name in PER_LAYER if isinstance(getattr(config, name), list)}  # fmt: skip
+    return extract(model, config.changed(num_hidden_layers=len(chosen), **widths), chosen)
+
+
 def _part(
     name: str, source: Tensor, shape: torch.Size, supernet: CompactBertConfig, subnet: CompactBertConfig
 ) -> Tensor:

@@ -1,6 +1,6 @@
 """A pipeline file, read and checked whole before anything runs.
 
-    name: sst2                      # and optionally task, system, description
+    name: sst2                      # and optionally task (may be ${name}), system, description
     vars: {data_dir: , seed: 42}    # --set NAME=VALUE; without a value: required (data_dir: or $COMPRESSKIT_DATA)
     defaults: {seed: "${seed}"}     # for every step whose stage knows the name
     steps:
@@ -111,9 +111,18 @@ def read_plan(path: str | Path, changes: Iterable[str] = ()) -> Plan:
     taken = {name for step in steps for name in step.params_class.model_fields}
     for name in set(pipeline.defaults) - taken:
         raise ParamsError(f"{where('defaults')}no step has a parameter {name!r}{did_you_mean(name, taken)}")
-    task = pipeline.task or pipeline.name
+    task = _task(pipeline, variables, where("task"))
     experiment = f"{pipeline.system or pipeline.name}/{task}"
     return Plan(Path(path), pipeline.name, experiment, task, variables, steps)
+
+
+def _task(pipeline: Pipeline, variables: Mapping[str, Any], place: str) -> str:
+    def variable(name: str) -> Any:
+        if name not in variables:
+            raise ParamsError(f"{place}${{{name}}} is no variable{did_you_mean(name, variables)}")
+        return variables[name]
+
+    return str(_filled(pipeline.task or pipeline.name, variable))
 
 
 def _variables(pipeline: Pipeline, place: str, changes: Iterable[str]) -> dict[str, Any]:

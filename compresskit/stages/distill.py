@@ -186,9 +186,8 @@ def open(params: DistillParams) -> Distill:
         distilling.check_vocabularies(own, tokenizer)
         released = checkpoints.read(model_folder(params.student)).training_only
     else:
-        chosen = params.student_layers or range(2, teacher.config.num_hidden_layers + 1, 2)
-        taken = [layer - 1 for layer in chosen]
-        student = elastic.extract(teacher, teacher.config.changed(num_hidden_layers=len(taken)), taken)
+        every_second = range(2, teacher.config.num_hidden_layers + 1, 2)
+        student = elastic.keep_layers(teacher, params.student_layers or every_second)
     layers = distilling.Layers.of(params, teacher, student, released) if params.intermediate_epochs else None
     data = task_data(task, params, tokenizer, batch_size=params.batch_size, augmented=params.augmented)
     session.run.input(params.task, data.source, data.train)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compresskit.data import corpora, prepared
 from compresskit.data.batching import Batches, Epochs
-from compresskit.models import CompactBertConfig, CompactBertModel, checkpoints
+from compresskit.models import CompactBertConfig, CompactBertModel, checkpoints, elastic
 from compresskit.stages import distilling
 from compresskit.stages.inputs import corpus_file, tokenizer_for
 from compresskit.stages.params import Params
@@ -33,7 +33,8 @@ class GeneralDistillParams(Params):
 
     corpus: str = "bundled"  # a folder of the stage corpus; or a text, one sentence per line
     teacher: str = "models:/demo-encoder@latest"  # a pre-trained encoder: a run, a registered model, a folder or hub id
-    student: str = ""  # go on with this general student; empty: a new one of the sizes below
+    student: str = ""  # go on with this general student; empty: a new one
+    student_layers: list[int] = []  # teacher layers, from 1, that a new one begins as; empty: random, of these sizes
     num_hidden_layers: int = Field(2, ge=1)
     hidden_size: int = Field(64, ge=1)
     num_attention_heads: int = Field(4, ge=1)  # as many as the teacher has
@@ -163,7 +164,7 @@ def open(params: GeneralDistillParams) -> GeneralDistill:
     )
     if not {"classifier.weight", "qa_outputs.weight"}.isdisjoint(found.weights):
         logger.warning("%s was fine-tuned on a task; a general student wants a teacher that was not", params.teacher)
-    student, released = _student(params, teacher.config, tokenizer)
+    student, released = _student(params, found, teacher.config, tokenizer)
     for who, config in (("teacher", teacher.config), ("student", student.config)):
         if params.max_seq_len > config.max_position_embeddings:
             raise ValueError(
@@ -188,16 +189,20 @@ def open(params: GeneralDistillParams) -> GeneralDistill:
 
 
 def _student(
-    params: GeneralDistillParams, teacher: CompactBertConfig, tokenizer: Any
+    params: GeneralDistillParams, found: checkpoints.Checkpoint, teacher: CompactBertConfig, tokenizer: Any
 ) -> tuple[CompactBertModel, dict[str, Tensor]]:
     """A new student for that teacher, or the one to go on with and the projection that came with it."""
+    if params.student and params.student_layers:
+        raise ValueError("the student's start is named twice; give student, or student_layers of the teacher")
+    if params.student_layers:
+        return elastic.keep_layers(found.model(CompactBertModel), params.student_layers), {}
     if not params.student:
         return CompactBertModel(new_config(params, teacher)), {}
     folder = model_folder(params.student)
-    found = checkpoints.read(folder)
-    student = found.model(CompactBertModel)
+    given = checkpoints.read(folder)
+    student = given.model(CompactBertModel)
     distilling.check_vocabularies(tokenizer_for(folder, student.config.vocab_size), tokenizer)
-    return student, found.training_only
+    return student, given.training_only
 
 
 def new_config(params: GeneralDistillParams, teacher: CompactBertConfig) -> CompactBertConfig:

@@ -40,8 +40,8 @@ def report(task: str, out: Path, command: str) -> None:
     rows = pd.DataFrame(data["rows"])
     figures.pareto_plot(pareto_rows(rows)).savefig(out.with_name(f"{out.stem}-pareto.png"))
     figures.latency_bars(rows.assign(**data["conditions"])).savefig(out.with_name(f"{out.stem}-latency.png"))
-    _write(out.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
-    _write(out, page(data, out.stem))
+    write(out.with_suffix(".json"), json.dumps(data, indent=1) + "\n")
+    write(out, page(data, out.stem))
 
 
 def collect(task: str, command: str) -> dict[str, Any]:
@@ -125,7 +125,8 @@ dense here, so their zeros save no time yet.
 """
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     unfinished = path.with_name(path.name + ".part")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

@@ -8,8 +8,19 @@ from compresskit.tracking.leaderboard import (
     log_latency,
     view_url,
 )
-from compresskit.tracking.lookup import attach, close, history, read_json, reap, run_params, runs_with_curves, status
-from compresskit.tracking.models import digest, folder_digest, model_digest, register, resolve
+from compresskit.tracking.lookup import (
+    attach,
+    close,
+    history,
+    pipeline_runs,
+    read_json,
+    reap,
+    run_params,
+    runs_with_curves,
+    seconds,
+    status,
+)
+from compresskit.tracking.models import digest, folder_digest, model_digest, register, resolve, run_of
 from compresskit.tracking.runs import Run, SilentRun, start
 from compresskit.tracking.store import initialise, project_root, store_uri
 
@@ -28,13 +39,16 @@ __all__ = [
     "leaderboard_tasks",
     "log_latency",
     "model_digest",
+    "pipeline_runs",
     "project_root",
     "read_json",
     "reap",
     "register",
     "resolve",
+    "run_of",
     "run_params",
     "runs_with_curves",
+    "seconds",
     "start",
     "status",
     "store_uri",

@@ -67,6 +67,20 @@ def read_json(run_id: str, path: str) -> Any:
     return json.loads(Path(client().download_artifacts(run_id, path)).read_text(encoding="utf-8"))
 
 
+def pipeline_runs(name: str) -> dict[str, dict[str, str]]:
+    """Finished runs of a pipeline by id, newest first: their parameters, as texts."""
+    finished = f"tags.pipeline = '{name}' and attributes.status = 'FINISHED'"
+    found = [run for e in client().search_experiments() for run in search(e.experiment_id, finished)]
+    found.sort(key=lambda run: -run.info.start_time)
+    return {run.info.run_id: dict(run.data.params) for run in found}
+
+
+def seconds(run_id: str) -> float:
+    """From the start of a run to its end."""
+    info = client().get_run(run_id).info
+    return (info.end_time - info.start_time) / 1000
+
+
 def runs_with_curves(task: str) -> dict[str, str]:
     """Runs of the experiments `<task>` and `<system>/<task>` that logged train/…, newest first: name to run id."""
     experiments = [e for e in client().search_experiments() if task == e.name.rpartition("/")[2]]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compresskit import models
 from compresskit.models import CompactBertConfig, CompactBertForPreTraining, CompactBertModel
-from compresskit.models.elastic import extract
+from compresskit.models.elastic import extract, keep_layers
 from compresskit.search.spaces import SPACES
 
 SUPERNET = CompactBertConfig(
@@ -205,6 +205,14 @@ def test_chosen_layers_of_an_uneven_supernet_keep_their_own_widths():
     )
     with pytest.raises(ValueError, match="layer 0: the subnet's num_attention_heads 3 exceeds the supernet's 2"):
         extract(supernet, last, layers=[1])
+    kept = keep_layers(supernet, [3, 2])
+    assert kept.config.num_attention_heads == [3, 2]
+    assert kept.config.qkv_size == [30, 12]
+    assert kept.config.intermediate_size == [24, 16]
+    for ours, theirs in zip(kept.encoder.layer, (supernet.encoder.layer[2], supernet.encoder.layer[1]), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(ours.parameters(), theirs.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"layers \[0, 1\] of a model of 3 layers; each is from 1 to 3"):
+        keep_layers(supernet, [0, 1])
 
 
 @pytest.mark.parametrize("layers", [[0], [0, 4], [-1, 0], [0, 1, 2]], ids=str)

@@ -110,6 +110,18 @@ def test_a_continued_run_begins_where_the_first_one_ended(store, inputs, project
     assert second.losses["after"]["loss"] < first["loss"] < first["loss_before"]
 
 
+def test_a_student_can_begin_as_layers_of_its_teacher(store, inputs):
+    stage = opened(inputs, student_layers=[2, 4], max_steps=3)
+    teacher, student = stage.layers.teacher, stage.layers.student
+    for ours, theirs in ((0, 1), (1, 3)):
+        pairs = zip(student.encoder.layer[ours].parameters(), teacher.encoder.layer[theirs].parameters(), strict=True)
+        assert all(torch.equal(mine, other) for mine, other in pairs)
+    assert torch.equal(student.embeddings.word_embeddings.weight, teacher.embeddings.word_embeddings.weight)
+    assert stage.layers.project is None  # widths are equal
+    stage.train()
+    assert stage.losses["after"]["loss"] < stage.losses["before"]["loss"]
+
+
 def test_a_stopped_run_goes_on_to_the_same_student(store, inputs, monkeypatch):
     whole = opened(inputs, max_steps=12, dropout=0.1)
     whole.train()
@@ -176,6 +188,8 @@ def test_faithful_is_as_the_original_program_trains(store, inputs):
         ({"layer_mapping": [1, 5]}, r"then one from 1 to 4 per student layer"),
         ({"max_seq_len": 65}, r"max_seq_len is 65, the teacher takes 64 tokens"),
         ({"hidden_size": 13}, r"13"),
+        ({"student_layers": [2, 5]}, r"layers \[2, 5\] of a model of 4 layers"),
+        ({"student_layers": [2], "student": "elsewhere"}, r"start is named twice; give student, or student_layers"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused_before_training(store, inputs, changes, sentence):

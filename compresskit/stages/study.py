@@ -1,0 +1,277 @@
+"""A page on several tasks and seeds: what each variant of a pipeline scores, and what it gains on one of them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from compresskit import tracking
+from compresskit.data.glue import TASKS
+from compresskit.evaluation import figures, glue
+from compresskit.evaluation.scores import RESAMPLES, percentiles
+from compresskit.stages.inputs import board
+from compresskit.stages.published import COMPARABILITY, TINYBERT
+from compresskit.stages.report import write
+
+SETTINGS = ("max_seq_len", "epochs", "max_steps", "learning_rate", "copies", "threads")
+
+
+def study(pipeline: str, against: str, out: Path, command: str) -> None:
+    """Write `out` (Markdown), and beside it <name>.json and <name>.png, from the finished runs of a pipeline.
+
+    against: the model that gains refer to. command: how the runs were made, for the reader to repeat. Raises ValueError
+    where there are no runs, or none of that model.
+    """
+    data = collect(pipeline, against, command)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figures.scores_plot(score_rows(data)).savefig(out.with_suffix(".png"))
+    write(out.with_suffix(".json"), json.dumps(data, separators=(",", ":")) + "\n")
+    write(out, page(data, out.stem))
+
+
+def collect(pipeline: str, against: str, command: str) -> dict[str, Any]:
+    """The newest run of each task and seed: answers per dev row, sizes, latencies, and what training took."""
+    tasks: dict[str, dict[str, Any]] = {}
+    commits, machine = set(), None
+    for run_id, params in tracking.pipeline_runs(pipeline).items():
+        task, seed = params["task"], params["seed"]
+        rows = tracking.leaderboard_table(board(task, params["data_dir"]), run_id)
+        evaluated_by = rows["evaluated_by"].iloc[0]
+        names = dict(zip(rows["name"], rows["system"] + "-" + rows["variant"], strict=True))
+        found = tasks.setdefault(
+            task,
+            {
+                "settings": {name: params[name] for name in SETTINGS},
+                "data_digest": rows["data_digest"].iloc[0],
+                "labels": None,
+                "logits": {},
+                "models": {},
+                "samples_ms": {},
+                "runs": {},
+            },
+        )
+        if seed in found["runs"]:
+            continue
+        found["runs"][seed] = {
+            source: tracking.seconds(source)
+            for source in [*rows["model_run_id"], tracking.run_of(params["student"])]
+            if isinstance(source, str)
+        }
+        for name in names.values():
+            record = tracking.read_json(evaluated_by, f"predictions/{name}.json")
+            if found["labels"] not in (None, record["labels"]):
+                raise ValueError(f"{task}: run {run_id} was scored on other dev rows than a later one; run it again")
+            found["labels"] = record["labels"]
+            found["logits"].setdefault(name, {})[seed] = record["logits"]
+        for timed in tracking.read_json(evaluated_by, "latency.json"):
+            found["samples_ms"].setdefault(timed["name"], timed["samples_ms"])
+            machine = machine or {**timed["machine"], "threads": timed["threads"], "batch_size": timed["batch_size"]}
+        for row in json.loads(rows.to_json(orient="records")):
+            found["models"].setdefault(
+                names[row["name"]], {name: row[name] for name in ("layers", "hidden", "params_m", "disk_mb", "gflops")}
+            )
+        commits |= set(rows["git_commit"])
+    if not tasks:
+        raise ValueError(f"no finished run of the pipeline {pipeline!r}; run params/pipelines/{pipeline}.yaml first")
+    for task, found in tasks.items():
+        if against not in found["logits"]:
+            raise ValueError(f"{task} has no model {against!r}; there are {', '.join(found['logits'])}")
+    order = [task for task in TASKS if task in tasks]
+    return {
+        "pipeline": pipeline,
+        "against": against,
+        "command": command,
+        "commits": sorted(commits),
+        "machine": machine,
+        "tasks": {task: tasks[task] for task in order},
+    }
+
+
+# ---- from the data to numbers
+
+
+def variants(data: dict[str, Any]) -> list[str]:
+    """The models' names: the first task's, in the order of its best scores, lowest first."""
+    task, found = next(iter(data["tasks"].items()))
+    return sorted(found["logits"], key=lambda name: float(np.mean(scores(task, found, name))))
+
+
+def scores(task: str, found: dict[str, Any], name: str) -> list[float]:
+    """A model's score for each seed, in points of 100."""
+    return [100 * glue.score(task, logits, found["labels"]).value for logits in found["logits"][name].values()]
+
+
+def interval(task: str, found: dict[str, Any], name: str, against: str | None = None) -> tuple[float, float]:
+    """95 % bootstrap over dev rows of the mean over seeds, or of its difference to the model `against`, in points."""
+    values, value = _resampled(task, found, name), float(np.mean(scores(task, found, name)))
+    if against:
+        values = values - _resampled(task, found, against)
+        value -= float(np.mean(scores(task, found, against)))
+    return percentiles(values, value)
+
+
+def _resampled(task: str, found: dict[str, Any], name: str) -> NDArray:
+    return 100 * np.mean(
+        [glue.resampled(task, logits, found["labels"]) for logits in found["logits"][name].values()], axis=0
+    )
+
+
+def score_rows(data: dict[str, Any]) -> pd.DataFrame:
+    """One row for each task and model: task, metric, name, score_pct (mean over seeds), low_pct, high_pct, seeds."""
+    rows = []
+    for task, found in data["tasks"].items():
+        for name in variants(data):
+            low, high = interval(task, found, name)
+            each = scores(task, found, name)
+            rows.append(
+                {"task": task, "metric": TASKS[task].main_metric.replace("_", " "), "name": name,
+                 "score_pct": float(np.mean(each)), "low_pct": low, "high_pct": high, "seeds": each}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# ---- from the numbers to the page
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def scores_table(data: dict[str, Any]) -> str:
+    """Scores with their intervals; with several seeds also the spread between them."""
+    rows = {(row["name"], row["task"]): row for row in score_rows(data).to_dict("records")}
+
+    def cell(name: str, task: str) -> str:
+        row = rows[name, task]
+        text = f"{row['score_pct']:.1f} ({row['low_pct']:.1f} – {row['high_pct']:.1f})"
+        different = len({round(value, 6) for value in row["seeds"]}) > 1
+        return text + (f", seeds {min(row['seeds']):.1f} – {max(row['seeds']):.1f}" if different else "")
+
+    tasks = data["tasks"]
+    header = ["model", *(f"{task}, {TASKS[task].main_metric.replace('_', ' ')}" for task in tasks)]
+    return _table(header, [[name, *(cell(name, task) for task in tasks)] for name in variants(data)])
+
+
+def gains_table(data: dict[str, Any]) -> str:
+    """Differences to one model on the same rows, with their paired intervals."""
+    tasks, against = data["tasks"], data["against"]
+
+    def cell(name: str, task: str) -> str:
+        found = tasks[task]
+        low, high = interval(task, found, name, against)
+        gain = np.mean(scores(task, found, name)) - np.mean(scores(task, found, against))
+        sure = "**" if low > 0 or high < 0 else ""
+        return f"{sure}{gain:+.1f}{sure} ({low:+.1f} – {high:+.1f})"
+
+    lines = [[name, *(cell(name, task) for task in tasks)] for name in variants(data) if name != against]
+    return _table([f"points over {against}", *tasks], lines)
+
+
+def sizes_table(data: dict[str, Any]) -> str:
+    """Sizes and, for each task's length, median latency and speed-up over the slowest model."""
+    tasks = data["tasks"]
+
+    @cache
+    def median(task: str, name: str) -> float:
+        return float(np.median(tasks[task]["samples_ms"][name]))
+
+    lines = []
+    for name in variants(data):
+        model = next(found["models"][name] for found in tasks.values())
+        line = [name, model["layers"], model["hidden"], f"{model['params_m']:.1f}"]
+        for task in tasks:
+            slowest = max(median(task, other) for other in tasks[task]["samples_ms"])
+            line.append(f"{median(task, name):.1f} ({slowest / median(task, name):.2f}x)")
+        lines.append(line)
+    length = {task: found["settings"]["max_seq_len"] for task, found in tasks.items()}
+    header = ["model", "layers", "width", "parameters, M", *(f"{t}, {n} tokens, ms" for t, n in length.items())]
+    return _table(header, lines)
+
+
+def training_table(data: dict[str, Any]) -> str:
+    """What was trained how long."""
+    lines = []
+    for task, found in data["tasks"].items():
+        settings = found["settings"]
+        runs = {run: seconds for of_seed in found["runs"].values() for run, seconds in of_seed.items()}
+        lines.append(
+            [task, ", ".join(found["runs"]), str(len(found["labels"])), settings["max_seq_len"], settings["epochs"],
+             settings["max_steps"], settings["learning_rate"], settings["copies"], settings["threads"],
+             f"{sum(runs.values()) / 60:.0f}"]
+        )  # fmt: skip
+    header = ["task", "seeds", "dev rows", "max_seq_len", "epochs", "max_steps", "learning_rate", "copies", "threads"]
+    return _table([*header, "minutes of training"], lines)
+
+
+def total_minutes(data: dict[str, Any]) -> float:
+    """Minutes of all training runs, each once: a general student serves several tasks."""
+    found = [runs for task in data["tasks"].values() for runs in task["runs"].values()]
+    return sum({run: seconds for runs in found for run, seconds in runs.items()}.values()) / 60
+
+
+def published_table(tasks: list[str]) -> str:
+    """What others have published for these tasks."""
+    lines = [
+        [line.who, line.measured_on, *(f"{line.points[t]:g}" if t in line.points else "" for t in tasks),
+         "" if line.verified else "unverified"]
+        for line in TINYBERT
+    ]  # fmt: skip
+    return _table(["published", "measured on", *tasks, ""], lines)
+
+
+def page(data: dict[str, Any], stem: str) -> str:
+    """The Markdown page."""
+    machine = data["machine"]
+    command = "\n    ".join(data["command"].splitlines())
+    return f"""# Results: {data["pipeline"]}
+
+Generated by `compresskit study`; every number comes from [{stem}.json]({stem}.json), which holds the answers for each
+dev row and the raw timings. Made with
+
+    {command}
+
+and evaluated at {", ".join(f"commit `{commit}`" for commit in data["commits"])}. Dev rows were read once, at the end;
+checkpoints were chosen on rows held back from train.
+
+## Scores
+
+Points of 100; in brackets the 95 % bootstrap interval over dev rows ({RESAMPLES} resamples) of the mean over seeds.
+
+{scores_table(data)}
+
+![Scores with their intervals]({stem}.png)
+
+## What each part is worth
+
+Both models on the same resampled rows, so these intervals are those of the difference; bold: it excludes 0.
+
+{gains_table(data)}
+
+## Size and speed
+
+Median latency, and how many times faster than the slowest model of that column; batch {machine["batch_size"]},
+{machine["threads"]} thread(s), on {machine["cpu"]} with torch {machine["torch"]} and float32 matmul precision
+{machine["float32_matmul_precision"]}; all models by turns in one process.
+
+{sizes_table(data)}
+
+## Training
+
+{training_table(data)}
+
+Each training stops after `epochs` or `max_steps`, whichever comes first (0: no limit); all training runs together took
+{total_minutes(data):.0f} minutes, the teachers' and the general student's included.
+
+## Published figures
+
+{published_table(list(data["tasks"]))}
+
+{COMPARABILITY}
+"""
