@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from benchmarks import mlm_labelled_positions, score_mse
+from benchmarks import augmentation, mlm_labelled_positions, score_mse
 from benchmarks.harness import Goal, Timing, as_float64, measure, publish, ratios
 from benchmarks.tinybert_original import Original, intermediate_loss, prediction_loss
 from compresskit.kernels.float32 import choose_float32_matmul
@@ -57,6 +57,7 @@ GOALS = {
     "transformers eager, fused ops, 8 x 128": Goal(at_most=1.1, aim=1.0),
     **score_mse.GOALS,
     **mlm_labelled_positions.GOALS,
+    **augmentation.GOALS,
 }
 
 
@@ -394,6 +395,7 @@ PARTS: dict[str, Callable[[Sequence[int], list[Timing], dict[str, float]], None]
     "memory": lambda lengths, timings, measures: memory(measures),
     "prediction": prediction,
     "masked-lm": elsewhere(mlm_labelled_positions),
+    "augmentation": elsewhere(augmentation),
 }
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from benchmarks.harness import Goal, Timing, measure, publish, ratios
 from compresskit.kernels import attention
 from compresskit.kernels.float32 import choose_float32_matmul
 from compresskit.kernels.score_mse import score_mse
+from compresskit.training.distill import KEPT_MAPS
 from compresskit.training.losses import attention_map_mse
 
 SHAPES = {64: 32, 128: 16, 384: 8, 512: 4}  # sequence length: batch
@@ -78,7 +79,7 @@ def without_maps(
     q_s: Tensor, k_s: Tensor, v_s: Tensor, q_t: Tensor, k_t: Tensor, v_t: Tensor, attention_mask: Tensor
 ) -> list[Tensor]:
     """The same by `kernels`."""
-    if q_s.shape[2] <= attention.SHORT:  # training then keeps the maps too
+    if q_s.shape[2] <= KEPT_MAPS:  # training then keeps the maps too
         return maps(q_s, k_s, v_s, q_t, k_t, v_t, attention_mask, with_loss=on_kept_maps)
     mask = (1 - attention_mask[:, None, None, :].to(q_s.dtype)) * torch.finfo(q_s.dtype).min
     contexts = [attention.fused(*states, mask) for states in ((q_s, k_s, v_s), (q_t, k_t, v_t))]

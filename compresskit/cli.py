@@ -190,12 +190,13 @@ def study(
     out: Annotated[Path, Argument(help="Markdown file; its data and plot go beside it.")],
     against: Annotated[str, Option(help="The model that gains refer to.")] = "baseline-labels-only",
     command: Annotated[str, Option(help="How the runs were made, for the reader to repeat.")] = "",
+    note: Annotated[str, Option(help="What else the reader has to know of the runs.")] = "",
     debug: Debug = False,
 ) -> None:
     """Write a page of results from a pipeline's finished runs: scores, gains, speed, by task."""
     from compresskit.stages import study as stage
 
-    stage.study(pipeline, against, out, command)
+    stage.study(pipeline, against, out, command, note)
     typer.echo(f"{pipeline}: {out}")
 
 

@@ -6,6 +6,7 @@ V vocabulary, C classes. Parameter names are those of transformers' BERT, so tha
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ class EncoderOutput(ModelOutput):
     pooler_output: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    attention_scores: tuple[Tensor, ...] | None = None
+    attention_scores: tuple[Tensor | None, ...] | None = None
     query_states: tuple[Tensor, ...] | None = None
     key_states: tuple[Tensor, ...] | None = None
 
@@ -230,17 +231,17 @@ class CompactBertModel(CompactBertPreTrainedModel):
         subnet: CompactBertConfig | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        output_attention_scores: bool = False,
+        output_attention_scores: bool | Collection[int] = False,
         output_query_key_states: bool = False,
         faithful: bool = False,
     ) -> EncoderOutput:
         """input_ids, token_type_ids, attention_mask (1 = real token): (B, S); no mask: all real, no types: all 0.
 
         subnet: run only this smaller network inside the weights. output_attentions asks for probabilities,
-        output_attention_scores for the scores before the softmax, masked keys lowered by 10⁴; both compute attention
-        explicitly. output_query_key_states asks for what the scores are products of. faithful: as AutoTinyBERT's
-        released pre-training called it, with mask and token types in each other's place and masked keys lowered by 10⁴
-        in the softmax too.
+        output_attention_scores for the scores before the softmax, masked keys lowered by 10⁴, of all layers or of those
+        named, counted from 0 (the others' are None); both compute attention explicitly. output_query_key_states asks
+        for what the scores are products of. faithful: as AutoTinyBERT's released pre-training called it, with mask and
+        token types in each other's place and masked keys lowered by 10⁴ in the softmax too.
         Raises ValueError for a subnet that does not fit and for sequences longer than the position table.
         """
         config = self.config
@@ -256,7 +257,8 @@ class CompactBertModel(CompactBertPreTrainedModel):
         want_attentions = config.output_attentions if output_attentions is None else output_attentions
         if faithful:
             attention_mask, token_type_ids = token_type_ids, attention_mask
-        asked = want_attentions or output_attention_scores or config._attn_implementation == "eager"
+        kept = range(shape.num_hidden_layers) if output_attention_scores is True else output_attention_scores or ()
+        asked = want_attentions or config._attn_implementation == "eager"
         gradients = torch.is_grad_enabled()
         explicit = asked or not attention.fused_is_faster(
             input_ids.shape[1],
@@ -276,17 +278,17 @@ class CompactBertModel(CompactBertPreTrainedModel):
             mask = original_mask if faithful else masked * torch.finfo(hidden.dtype).min
 
         all_hidden, all_attentions, all_scores, all_queries, all_keys = [hidden], [], [], [], []
-        for layer in self.encoder.layer[: shape.num_hidden_layers]:
-            hidden, inside = layer(hidden, mask, shape, explicit)
+        for number, layer in enumerate(self.encoder.layer[: shape.num_hidden_layers]):
+            hidden, inside = layer(hidden, mask, shape, explicit or number in kept)
             all_hidden.append(hidden)
-            if output_attention_scores:  # kept only where asked for, as the rest: (B, A, S, S) per layer
-                all_scores.append(inside.scores if original_mask is None else inside.scores + original_mask)
+            scores = inside.scores if number in kept else None  # (B, A, S, S) per layer: kept only where asked for
+            all_scores.append(scores if scores is None or original_mask is None else scores + original_mask)
             if want_attentions:
                 all_attentions.append(inside.probabilities)
             if output_query_key_states:
                 all_queries.append(inside.queries)
                 all_keys.append(inside.keys)
-            del inside
+            del inside, scores
         return EncoderOutput(
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),

@@ -41,7 +41,7 @@ class HeadOutput(ModelOutput):
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    attention_scores: tuple[Tensor, ...] | None = None
+    attention_scores: tuple[Tensor | None, ...] | None = None
     query_states: tuple[Tensor, ...] | None = None
     key_states: tuple[Tensor, ...] | None = None
 
@@ -55,7 +55,7 @@ class PreTrainingOutput(ModelOutput):
     seq_relationship_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    attention_scores: tuple[Tensor, ...] | None = None
+    attention_scores: tuple[Tensor | None, ...] | None = None
     query_states: tuple[Tensor, ...] | None = None
     key_states: tuple[Tensor, ...] | None = None
 
@@ -69,7 +69,7 @@ class QuestionAnsweringOutput(ModelOutput):
     end_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    attention_scores: tuple[Tensor, ...] | None = None
+    attention_scores: tuple[Tensor | None, ...] | None = None
     query_states: tuple[Tensor, ...] | None = None
     key_states: tuple[Tensor, ...] | None = None
 

@@ -22,20 +22,20 @@ from compresskit.stages.report import write
 SETTINGS = ("max_seq_len", "epochs", "max_steps", "learning_rate", "copies", "threads")
 
 
-def study(pipeline: str, against: str, out: Path, command: str) -> None:
+def study(pipeline: str, against: str, out: Path, command: str, note: str = "") -> None:
     """Write `out` (Markdown), and beside it <name>.json and <name>.png, from the finished runs of a pipeline.
 
-    against: the model that gains refer to. command: how the runs were made, for the reader to repeat. Raises ValueError
-    where there are no runs, or none of that model.
+    against: the model that gains refer to. command: how the runs were made, for the reader to repeat. note: what else
+    the reader has to know of them. Raises ValueError where there are no runs, or none of that model.
     """
-    data = collect(pipeline, against, command)
+    data = collect(pipeline, against, command, note)
     out.parent.mkdir(parents=True, exist_ok=True)
     figures.scores_plot(score_rows(data)).savefig(out.with_suffix(".png"))
     write(out.with_suffix(".json"), json.dumps(data, separators=(",", ":")) + "\n")
     write(out, page(data, out.stem))
 
 
-def collect(pipeline: str, against: str, command: str) -> dict[str, Any]:
+def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[str, Any]:
     """The newest run of each task and seed: answers per dev row, sizes, latencies, and what training took."""
     tasks: dict[str, dict[str, Any]] = {}
     commits, machine = set(), None
@@ -87,6 +87,7 @@ def collect(pipeline: str, against: str, command: str) -> dict[str, Any]:
         "pipeline": pipeline,
         "against": against,
         "command": command,
+        "note": note,
         "commits": sorted(commits),
         "machine": machine,
         "tasks": {task: tasks[task] for task in order},
@@ -267,7 +268,7 @@ Median latency, and how many times faster than the slowest model of that column;
 {training_table(data)}
 
 Each training stops after `epochs` or `max_steps`, whichever comes first (0: no limit); all training runs together took
-{total_minutes(data):.0f} minutes, the teachers' and the general student's included.
+{total_minutes(data):.0f} minutes, those of the teachers and of the general student included. {data["note"]}
 
 ## Published figures
 

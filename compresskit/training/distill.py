@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskit.kernels.attention import SHORT
 from compresskit.training import distributed
 from compresskit.training.loop import Batch, Losses
 from compresskit.training.losses import (
@@ -19,6 +18,9 @@ from compresskit.training.losses import (
     hidden_state_mse,
     soft_cross_entropy,
 )
+
+# Up to this length the attention loss is fastest on maps that the models build anyway (benchmarks/score_mse.py).
+KEPT_MAPS = 192
 
 
 def uniform_mapping(student_layers: int, teacher_layers: int) -> list[int]:
@@ -99,10 +101,13 @@ def inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
 
-def layers_asked(batch: Batch) -> dict[str, bool]:
-    """What `layer_losses` asks of both models: hidden states, and scores if rows are short, else queries and keys."""
-    maps = batch["input_ids"].shape[1] <= SHORT
-    return {"output_hidden_states": True, "output_attention_scores": maps, "output_query_key_states": not maps}
+def layer_inputs(batch: Batch, layers: Sequence[int]) -> dict[str, Any]:
+    """What a model is given for `layer_losses`: the batch, and the wish for hidden states and, of short rows, for the
+    scores of `layers`, counted from 1, else for queries and keys.
+    """
+    maps = batch["input_ids"].shape[1] <= KEPT_MAPS
+    wish = {"output_attention_scores": [layer - 1 for layer in layers]} if maps else {"output_query_key_states": True}
+    return {**inputs(batch), "output_hidden_states": True, **wish}
 
 
 def layer_losses(
@@ -148,10 +153,9 @@ def intermediate(
     teacher.eval()
 
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
-        given = {**inputs(batch), **layers_asked(batch)}
         with torch.no_grad():
-            target = teacher.base_model(**given)
-        own = student.base_model(**given)
+            target = teacher.base_model(**layer_inputs(batch, mapping[1:]))
+        own = student.base_model(**layer_inputs(batch, range(1, len(mapping))))
         attention, hidden = layer_losses(own, target, mapping, project, batch, padded)
         return {"loss": attention + hidden, "attention_loss": attention.detach(), "hidden_loss": hidden.detach()}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.training.distill import check_heads, check_labels, inputs, layer_losses, layers_asked
+from compresskit.training.distill import check_heads, check_labels, layer_inputs, layer_losses
 from compresskit.training.loop import Batch, Losses
 from compresskit.training.losses import soft_cross_entropy
 
@@ -44,7 +44,7 @@ def all_layers(
     teacher.eval()
 
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
-        given = {**inputs(batch), **layers_asked(batch)}
+        given = layer_inputs(batch, mapping[1:])
         with torch.no_grad():
             target = teacher(**given)
         own = student(**given)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.training import distributed
-from compresskit.training.distill import inputs, layer_losses, layers_asked
+from compresskit.training.distill import inputs, layer_inputs, layer_losses
 from compresskit.training.loop import Batch
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -118,8 +118,8 @@ def in_bfloat16(
     with torch.no_grad():
         for batch in batches:
             batch = {name: tensor.to(teacher.device) for name, tensor in batch.items()}
-            given = {**inputs(batch), **layers_asked(batch)}
-            own = student.base_model(**given)
+            own = student.base_model(**layer_inputs(batch, range(1, len(mapping))))
+            given = layer_inputs(batch, mapping[1:])
             for i, model in enumerate((teacher.eval(), half)):
                 attention, hidden = layer_losses(own, model.base_model(**given), mapping, project, batch, padded)
                 sums[i] += (attention + hidden).item()

@@ -249,6 +249,25 @@ def test_search_scatter_marks_the_chosen_and_the_limit():
 # ---- all of them
 
 
+def test_scores_have_a_panel_for_each_task_with_interval_mean_and_seeds():
+    rows = pd.DataFrame(
+        [("sst2", "accuracy", "baseline-a", 80.0, 78.0, 83.0, [79.0, 81.0]),
+         ("sst2", "accuracy", "tinybert-b", 85.0, 82.0, 86.0, [85.0]),
+         ("stsb", "pearson spearman", "tinybert-b", 70.0, 65.0, 72.0, [70.0]),
+         ("stsb", "pearson spearman", "baseline-a", 60.0, 58.0, 61.0, [60.0])],
+        columns=["task", "metric", "name", "score_pct", "low_pct", "high_pct", "seeds"],
+    )  # fmt: skip
+    first, second = figures.scores_plot(rows).axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["baseline-a", "tinybert-b"]
+    assert (second.get_title(), second.get_xlabel()) == ("stsb", "pearson spearman (%)")
+    points = [[list(line.get_xdata()) for line in ax.lines] for ax in (first, second)]
+    assert points == [
+        [[78.0, 83.0], [79.0, 81.0], [80.0], [82.0, 86.0], [85.0]],
+        [[58.0, 61.0], [60.0], [65.0, 72.0], [70.0]],
+    ]
+    assert all(line.get_ydata()[0] == 0 for line in second.lines[:2])  # in the order of the first task
+
+
 @pytest.fixture
 def every_figure():
     return lambda: [

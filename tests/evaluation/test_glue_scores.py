@@ -165,6 +165,15 @@ def test_the_interval_is_that_of_an_ordinary_bootstrap_over_rows(task, metric):
     assert np.quantile(resampled, [0.025, 0.975]) == pytest.approx([low, high], abs=0.025)
 
 
+@pytest.mark.parametrize("task", ["sst2", "cola", "mnli", "stsb"])
+def test_the_resamples_of_two_models_are_of_the_same_rows(task, monkeypatch):
+    monkeypatch.setattr(scores, "RESAMPLES", 20)
+    logits, labels = answers(task, 60)
+    found = glue.resampled(task, logits, labels)
+    drawn = [np.repeat(np.arange(60), counts.astype(int)) for counts in np.concatenate(list(row_counts(60)))]
+    assert found == pytest.approx([glue.score(task, logits[rows], labels[rows]).value for rows in drawn])
+
+
 @pytest.mark.parametrize(("task", "method"), [("sst2", "Wilson"), ("cola", "bootstrap over rows, 1000 resamples")])
 def test_the_score_states_the_method_of_its_interval_and_is_the_same_every_time(task, method):
     logits, labels = answers(task, 200)

@@ -17,11 +17,11 @@ def precision(request):
     torch.set_float32_matmul_precision(before)
 
 
-def given(dtype=torch.float32) -> list[Tensor]:
+def given(seq_len: int = 11) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    states = [torch.randn(2, 3, 11, 5, generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
-    mask = torch.zeros(2, 1, 1, 11, dtype=dtype)
-    mask[1, ..., 6:] = torch.finfo(dtype).min
+    states = [torch.randn(2, 3, seq_len, 5, generator=generator).requires_grad_() for _ in range(3)]
+    mask = torch.zeros(2, 1, 1, seq_len)
+    mask[1, ..., 6:] = torch.finfo(torch.float32).min
     return [*states, mask]
 
 
@@ -30,11 +30,12 @@ def explicit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
     return (scores if mask is None else scores + mask).softmax(-1) @ value
 
 
+@pytest.mark.parametrize("seq_len", [11, attention.WIDENED_FROM], ids=["as they are", "widened"])
 @pytest.mark.parametrize("masked", [True, False])
-def test_output_and_gradients_are_those_of_explicit_maps(precision, masked):
+def test_output_and_gradients_are_those_of_explicit_maps(precision, masked, seq_len):
     results = []
     for form in (attention.fused, explicit):
-        *states, mask = given()
+        *states, mask = given(seq_len)
         context = form(*states, mask if masked else None)
         results.append([context, *torch.autograd.grad(context.sin().sum(), states)])
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
@@ -70,7 +71,7 @@ def test_while_the_fused_kernel_runs_forward_and_backward_torchs_default_is_in_f
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
-        lambda query, key, value, attn_mask, dropout_p: Watched.apply(query, key, value),
+        lambda query, key, value, **settings: Watched.apply(query, key, value),
     )
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")

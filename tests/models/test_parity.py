@@ -202,6 +202,15 @@ def test_probabilities_are_the_softmax_of_the_scores_where_a_row_has_real_tokens
         assert (scores[-1] < -9000).all()
 
 
+def test_scores_of_chosen_layers_are_theirs_and_the_other_layers_keep_none():
+    ours, _ = (model.eval() for model in pair("Model", SIZES[0], torch.float64))
+    given = {name: tensor[:-1] for name, tensor in batch(SIZES[0]).items()}  # the last row has no real token
+    whole, some = ours(**given, output_attention_scores=True), ours(**given, output_attention_scores=[1])
+    assert [scores is None for scores in some.attention_scores] == [i != 1 for i in range(len(whole.attention_scores))]
+    torch.testing.assert_close(some.attention_scores[1], whole.attention_scores[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(some.last_hidden_state, whole.last_hidden_state, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("masked_row", [False, True], ids=["all rows real", "one row masked"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("head", HEADS)

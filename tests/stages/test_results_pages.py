@@ -7,19 +7,34 @@ import numpy as np
 import pytest
 
 from compresskit.evaluation.pareto import front
-from compresskit.stages import report
+from compresskit.stages import report, study
 from compresskit.stages.tasks import task_named
 
-PAGES = sorted((Path(__file__).parents[2] / "docs/results").glob("*.md"))
-by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+ALL = sorted((Path(__file__).parents[2] / "docs/results").glob("*.md"))
 
 
 def data_of(page: Path) -> dict:
     return json.loads(page.with_suffix(".json").read_text())
 
 
-def test_there_is_a_page_of_results():
-    assert [page.stem for page in PAGES]
+STUDIES = [page for page in ALL if "pipeline" in data_of(page)]
+by_study = pytest.mark.parametrize("page", STUDIES, ids=lambda page: page.stem)
+by_page = pytest.mark.parametrize("page", [page for page in ALL if page not in STUDIES], ids=lambda page: page.stem)
+
+
+def test_there_are_pages_of_both_kinds():
+    assert 0 < len(STUDIES) < len(ALL)
+
+
+@by_study
+def test_a_study_is_what_its_data_make_and_is_drawn(page):
+    data = data_of(page)
+    assert page.read_text() == study.page(data, page.stem)
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for found in data["tasks"].values():
+        assert {name: len(logits) for name, of_name in found["logits"].items() for logits in of_name.values()} == {
+            name: len(found["labels"]) for name in found["models"]
+        }
 
 
 @by_page

@@ -1,0 +1,111 @@
+"""The page of a study: its numbers follow from the answers, and it is drawn from finished runs alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from compresskit import tracking
+from compresskit.evaluation import glue
+from compresskit.stages import study
+
+ROWS = 200
+TIMED = {"batch_size": 1, "threads": 1, "machine": {"cpu": "a CPU", "torch": "2", "float32_matmul_precision": "high"}}
+SIZES = {"score": 0.5, "score_low": 0.4, "score_high": 0.6, "rows": ROWS, "latency_p50_ms": 1, "latency_p95_ms": 1,
+         "speedup": 1, "parameters": 2e6, "model_bytes": 8e6, "flops": 1e9, "sparsity": 0}  # fmt: skip
+
+
+def answers(seed: int, share_right: float) -> tuple[list[int], list[list[float]]]:
+    """Labels, the same for every seed, and logits that are right on about that share of them."""
+    labels = np.random.default_rng(0).integers(2, size=ROWS)
+    right = np.random.default_rng(seed).random(ROWS) < share_right
+    said = np.where(right, labels, 1 - labels)
+    return labels.tolist(), np.eye(2)[said].tolist()
+
+
+def pipeline_run(task: str, seed: int, models: dict[str, float], finished: bool = True, **changes: object) -> str:
+    """A pipeline's run with an evaluation of these models, as the stages record them."""
+    params = {"task": task, "seed": seed, "data_dir": "", "student": "nowhere", "max_seq_len": 32, "epochs": 3,
+              "max_steps": 5, "learning_rate": 5e-5, "copies": 1, "threads": 1, **changes}  # fmt: skip
+    parent = tracking.start("pipeline", f"tinybert/{task}", "ablation", params, tags={"pipeline": "ablation"})
+    run = tracking.start("evaluate", f"tinybert/{task}", "evaluate", {}, parent_run_id=parent.run_id)
+    run.json("latency.json", [{"name": name, "samples_ms": [2.0, 1.0, 3.0], **TIMED} for name in models])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESSKIT_PARENT_RUN", parent.run_id)
+        for number, (name, share) in enumerate(models.items()):
+            labels, logits = answers(100 * seed + number, share)
+            run.json(f"predictions/{name}.json", {"labels": labels, "logits": logits})
+            system, _, variant = name.partition("-")
+            source = tracking.start("finetune", task, name, {}, parent_run_id=parent.run_id)
+            source.finish()
+            tracking.leaderboard(
+                task, system=system, variant=variant, seed=seed, measured=SIZES, params={"layers": 2, "hidden": 8},
+                source=f"runs:/{source.run_id}/model", folder=tracking.project_root() / "params",
+                evaluated_by=run.run_id, data_digest="d",
+            )  # fmt: skip
+    run.finish()
+    if finished:
+        parent.finish()
+    return parent.run_id
+
+
+MODELS = {"baseline-teacher": 0.9, "baseline-labels-only": 0.6, "tinybert-both": 0.75}
+
+
+def test_a_study_gathers_the_newest_run_of_each_task_and_seed(store):
+    pipeline_run("sst2", 1, {name: 0.1 for name in MODELS})  # replaced by the next
+    for seed in (1, 2):
+        pipeline_run("sst2", seed, MODELS)
+    pipeline_run("cola", 1, MODELS)
+    pipeline_run("rte", 1, MODELS, finished=False)
+    out = store / "docs" / "page.md"
+    study.study("ablation", "baseline-labels-only", out, "first\nsecond", "By hand.")
+    data = json.loads(out.with_suffix(".json").read_text())
+    assert list(data["tasks"]) == ["cola", "sst2"]
+    found = data["tasks"]["sst2"]
+    assert set(found["runs"]) == {"1", "2"}
+    assert all(len(runs) == 3 for runs in found["runs"].values())
+    assert study.variants(data) == ["baseline-labels-only", "tinybert-both", "baseline-teacher"]
+    for number, name in enumerate(MODELS):
+        expected = [100 * glue.score("sst2", answers(100 * seed + number, MODELS[name])[1], found["labels"]).value
+                    for seed in (2, 1)]  # fmt: skip
+        assert study.scores("sst2", found, name) == expected
+        assert f"{np.mean(expected):.1f} (" in study.scores_table(data)
+    page = out.read_text()
+    assert page == study.page(data, "page")
+    assert "    first\n    second\n" in page
+    assert "student included. By hand.\n" in page
+    assert "2.0 (1.00x)" in page
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_interval_of_a_difference_is_of_the_same_rows(store):
+    pipeline_run("sst2", 1, MODELS)
+    data = study.collect("ablation", "baseline-labels-only", "")
+    found = data["tasks"]["sst2"]
+    assert study.interval("sst2", found, "tinybert-both", "tinybert-both") == (0, 0)
+    low, high = study.interval("sst2", found, "baseline-teacher", "baseline-labels-only")
+    gain = study.scores("sst2", found, "baseline-teacher")[0] - study.scores("sst2", found, "baseline-labels-only")[0]
+    assert 0 < low < gain < high
+    assert f"**{gain:+.1f}** ({low:+.1f} – {high:+.1f})" in study.gains_table(data)
+    assert "| baseline-labels-only |" not in study.gains_table(data)
+
+
+def test_what_is_missing_is_named(store):
+    with pytest.raises(ValueError, match="no finished run of the pipeline 'ablation'; run params/pipelines/ablation"):
+        study.collect("ablation", "baseline-labels-only", "")
+    pipeline_run("sst2", 1, MODELS)
+    with pytest.raises(ValueError, match=r"sst2 has no model 'x'; there are .*tinybert-both"):
+        study.collect("ablation", "x", "")
+    pipeline_run("sst2", 2, MODELS)
+    before = tracking.read_json
+    with pytest.MonkeyPatch.context() as patch:
+        other = iter(range(100))
+        patch.setattr(
+            tracking, "read_json",
+            lambda run, path: {**before(run, path), "labels": [next(other)]} if "pred" in path else before(run, path),
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="scored on other dev rows"):
+            study.collect("ablation", "baseline-labels-only", "")
