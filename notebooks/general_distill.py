@@ -14,9 +14,9 @@
 # %% [markdown]
 # # General distillation — a small encoder that knows the language before it knows any task
 #
-# TinyBERT's first stage. A student that starts at random imitates, on plain text, what happens between the layers of a
-# pre-trained teacher: its attention scores and hidden states. No words are masked and no labels are asked for. Every task
-# student that begins as the result learns faster than one that begins at random.
+# TinyBERT's first stage. A student that starts at random, or as layers of its teacher, imitates on plain text what happens
+# between the layers of a pre-trained teacher: its attention scores and hidden states. No words are masked and no labels are
+# asked for. Every task student that begins as the result learns faster than one that begins at random.
 #
 # **In:** a corpus (a folder made by the stage `corpus`, or a text with one sentence per line), a pre-trained encoder that no
 # task has changed, sizes. **Out:** a general student that `distill` and `finetune` take as `student` and `model`, its

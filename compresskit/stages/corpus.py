@@ -19,8 +19,9 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from compresskit import tracking
-from compresskit.data import documents, epoch_files, instances, prepared, shards, vocabulary
-from compresskit.data.documents import Documents, Source
+from compresskit.data import vocabulary
+from compresskit.data.corpus import documents, epoch_files, instances, prepared, shards
+from compresskit.data.corpus.documents import Documents, Source
 from compresskit.stages.inputs import BUNDLED, corpus_file
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder

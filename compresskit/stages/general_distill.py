@@ -13,8 +13,9 @@ from datasets import Dataset
 from pydantic import Field
 from torch import Tensor
 
-from compresskit.data import corpora, prepared
+from compresskit.data import corpora
 from compresskit.data.batching import Batches, Epochs
+from compresskit.data.corpus import prepared
 from compresskit.models import CompactBertConfig, CompactBertModel, checkpoints, elastic
 from compresskit.stages import distilling
 from compresskit.stages.inputs import corpus_file, tokenizer_for

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compresskit import tracking
-from compresskit.data import bundled, prepared, vocabulary
+from compresskit.data import bundled, vocabulary
+from compresskit.data.corpus import prepared
 
 BUNDLED = "bundled"
 DATA = "COMPRESSKIT_DATA"

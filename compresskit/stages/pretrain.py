@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from compresskit.data import corpora, masking, prepared, vocabulary
+from compresskit.data import corpora, masking, vocabulary
 from compresskit.data.batching import Batches
+from compresskit.data.corpus import prepared
 from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, checkpoints
 from compresskit.models.heads import labelled_loss
 from compresskit.search.spaces import SPACES

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compresskit.data import books
+from compresskit.data.corpus import books
 
 GUTENBERG = """The Project Gutenberg EBook of A Book
 

@@ -8,7 +8,8 @@ from random import Random
 
 import pytest
 
-from compresskit.data import documents, epoch_files, instances, shards, vocabulary
+from compresskit.data import vocabulary
+from compresskit.data.corpus import documents, epoch_files, instances, shards
 from tests.oracle_cases import Case, oracle
 
 

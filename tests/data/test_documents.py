@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from compresskit.data import documents, shards
-from compresskit.data.documents import Documents, Source
+from compresskit.data.corpus import documents, shards
+from compresskit.data.corpus.documents import Documents, Source
 
 WORDS = "a b c d e f g h i".split()  # noqa: SIM905
 

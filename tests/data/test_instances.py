@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from compresskit.data import documents, epoch_files, instances, prepared, shards
 from compresskit.data.batching import Batches
-from compresskit.data.documents import Documents, Source
-from compresskit.data.instances import Pieces, Recipe
+from compresskit.data.corpus import documents, epoch_files, instances, prepared, shards
+from compresskit.data.corpus.documents import Documents, Source
+from compresskit.data.corpus.instances import Pieces, Recipe
 
 NUM_DOCUMENTS = 120
 

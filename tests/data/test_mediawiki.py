@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compresskit.data import mediawiki, wikitext
+from compresskit.data.corpus import mediawiki, wikitext
 
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" version="0.10" xml:lang="de">
   <siteinfo><sitename>W</sitename><namespaces><namespace key="0" case="first-letter" />

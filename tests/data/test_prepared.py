@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from compresskit.data.prepared import hold_out
+from compresskit.data.corpus.prepared import hold_out
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compresskit.data import sentences
+from compresskit.data.corpus import sentences
 
 
 @pytest.mark.parametrize(

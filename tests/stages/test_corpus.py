@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from compresskit import tracking
-from compresskit.data import documents, epoch_files, instances, prepared, shards
 from compresskit.data.batching import Batches
+from compresskit.data.corpus import documents, epoch_files, instances, prepared, shards
 from compresskit.stages import corpus, pretrain
 from compresskit.stages.corpus import CorpusParams
 from compresskit.stages.yaml_text import ParamsError
@@ -242,7 +242,8 @@ import json, sys, tracemalloc
 from pathlib import Path
 from random import Random
 import pyarrow as pa
-from compresskit.data import documents, instances, mediawiki, shards, vocabulary
+from compresskit.data import vocabulary
+from compresskit.data.corpus import documents, instances, mediawiki, shards
 
 shards.BATCH_BYTES, shards.SHARD_BYTES = 1 << 14, 1 << 18
 documents.SENTENCES_AT_ONCE, instances.ROWS_AT_ONCE, mediawiki.BLOCK_BYTES = 50, 50, 1 << 12

@@ -17,7 +17,8 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from compresskit.data import shards, vocabulary
+from compresskit.data import vocabulary
+from compresskit.data.corpus import shards
 
 MANIFEST = "corpus.json"
 FORMAT = 1

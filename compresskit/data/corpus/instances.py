@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from compresskit.data import shards
-from compresskit.data.documents import Documents
+from compresskit.data.corpus import shards
+from compresskit.data.corpus.documents import Documents
 
 ROWS_AT_ONCE = 2_000  # instances turned to columns together
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from compresskit.data import books, corpora, mediawiki, shards
+from compresskit.data import corpora
 from compresskit.data.corpora import Document
+from compresskit.data.corpus import books, mediawiki, shards
 
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("sentence_ends", pa.list_(pa.int32()))])
 SENTENCES_AT_ONCE = 2_000  # tokenised together

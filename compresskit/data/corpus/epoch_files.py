@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from compresskit.data.instances import Instance
-from compresskit.data.shards import write_json
+from compresskit.data.corpus.instances import Instance
+from compresskit.data.corpus.shards import write_json
 
 FIELDS = ("tokens", "segment_ids", "is_random_next", "masked_lm_positions", "masked_lm_labels")
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from compresskit.data import sentences
 from compresskit.data.corpora import Document, decoded
+from compresskit.data.corpus import sentences
 
 FRAME_START = re.compile(r"\*\*\* ?start of th(e|is) project gutenberg", re.IGNORECASE)  # what comes before is no book
 FRAME_END = re.compile(r"\*\*\* ?end of th(e|is) project gutenberg|end of (the )?project gutenberg", re.IGNORECASE)

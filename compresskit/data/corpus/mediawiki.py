@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 from xml.parsers import expat
 
-from compresskit.data import sentences, wikitext
 from compresskit.data.corpora import Document
+from compresskit.data.corpus import sentences, wikitext
 
 BLOCK_BYTES = 1 << 20  # of XML handed to the parser at a time
 MAX_PAGE_CHARACTERS = 1 << 26  # MediaWiki itself stores no page above 2 MB
