@@ -20,6 +20,7 @@ from compresskit.stages.published import COMPARABILITY, TINYBERT
 from compresskit.stages.report import write
 
 SETTINGS = ("max_seq_len", "epochs", "max_steps", "learning_rate", "copies", "threads")
+SIZES = ("layers", "hidden", "params_m", "disk_mb", "gflops")
 
 
 def study(pipeline: str, against: str, out: Path, command: str, note: str = "") -> None:
@@ -38,60 +39,53 @@ def study(pipeline: str, against: str, out: Path, command: str, note: str = "") 
 def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[str, Any]:
     """The newest run of each task and seed: answers per dev row, sizes, latencies, and what training took."""
     tasks: dict[str, dict[str, Any]] = {}
-    commits, machine = set(), None
+    conditions: dict[str, Any] = {}
+    commits: set[str] = set()
     for run_id, params in tracking.pipeline_runs(pipeline).items():
         task, seed = params["task"], params["seed"]
+        if seed in tasks.get(task, {}).get("seconds", {}):
+            continue
         rows = tracking.leaderboard_table(board(task, params["data_dir"]), run_id)
+        rows["model"] = rows["system"] + "-" + rows["variant"]
         evaluated_by = rows["evaluated_by"].iloc[0]
-        names = dict(zip(rows["name"], rows["system"] + "-" + rows["variant"], strict=True))
-        found = tasks.setdefault(
-            task,
-            {
+        timed = tracking.read_json(evaluated_by, "latency.json")
+        conditions = conditions or {**timed[0]["machine"], **{n: timed[0][n] for n in ("threads", "batch_size")}}
+        commits |= set(rows["git_commit"])
+        if task not in tasks:
+            tasks[task] = {
                 "settings": {name: params[name] for name in SETTINGS},
                 "data_digest": rows["data_digest"].iloc[0],
-                "labels": None,
-                "logits": {},
-                "models": {},
-                "samples_ms": {},
-                "runs": {},
-            },
-        )
-        if seed in found["runs"]:
-            continue
-        found["runs"][seed] = {
-            source: tracking.seconds(source)
-            for source in [*rows["model_run_id"], tracking.run_of(params["student"])]
-            if isinstance(source, str)
-        }
-        for name in names.values():
+                "models": {row["model"]: {name: row[name] for name in SIZES} for row in _plain(rows)},
+                "samples_ms": {found["name"]: found["samples_ms"] for found in timed},
+                "logits": {name: {} for name in rows["model"]},
+                "seconds": {},
+            }
+        found = tasks[task]
+        for name in found["models"]:
             record = tracking.read_json(evaluated_by, f"predictions/{name}.json")
-            if found["labels"] not in (None, record["labels"]):
+            if found.setdefault("labels", record["labels"]) != record["labels"]:
                 raise ValueError(f"{task}: run {run_id} was scored on other dev rows than a later one; run it again")
-            found["labels"] = record["labels"]
-            found["logits"].setdefault(name, {})[seed] = record["logits"]
-        for timed in tracking.read_json(evaluated_by, "latency.json"):
-            found["samples_ms"].setdefault(timed["name"], timed["samples_ms"])
-            machine = machine or {**timed["machine"], "threads": timed["threads"], "batch_size": timed["batch_size"]}
-        for row in json.loads(rows.to_json(orient="records")):
-            found["models"].setdefault(
-                names[row["name"]], {name: row[name] for name in ("layers", "hidden", "params_m", "disk_mb", "gflops")}
-            )
-        commits |= set(rows["git_commit"])
+            found["logits"][name][seed] = record["logits"]
+        trained = {*rows["model_run_id"], tracking.run_of(params["student"])} - {None}
+        found["seconds"][seed] = {run: round(tracking.seconds(run)) for run in sorted(trained)}
     if not tasks:
         raise ValueError(f"no finished run of the pipeline {pipeline!r}; run params/pipelines/{pipeline}.yaml first")
     for task, found in tasks.items():
         if against not in found["logits"]:
             raise ValueError(f"{task} has no model {against!r}; there are {', '.join(found['logits'])}")
-    order = [task for task in TASKS if task in tasks]
     return {
         "pipeline": pipeline,
         "against": against,
         "command": command,
         "note": note,
         "commits": sorted(commits),
-        "machine": machine,
-        "tasks": {task: tasks[task] for task in order},
+        "conditions": conditions,
+        "tasks": {task: tasks[task] for task in TASKS if task in tasks},
     }
+
+
+def _plain(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return json.loads(rows.to_json(orient="records"))
 
 
 # ---- from the data to numbers
@@ -201,9 +195,9 @@ def training_table(data: dict[str, Any]) -> str:
     lines = []
     for task, found in data["tasks"].items():
         settings = found["settings"]
-        runs = {run: seconds for of_seed in found["runs"].values() for run, seconds in of_seed.items()}
+        runs = {run: seconds for of_seed in found["seconds"].values() for run, seconds in of_seed.items()}
         lines.append(
-            [task, ", ".join(found["runs"]), str(len(found["labels"])), settings["max_seq_len"], settings["epochs"],
+            [task, ", ".join(sorted(found["seconds"])), str(len(found["labels"])), settings["max_seq_len"], settings["epochs"],
              settings["max_steps"], settings["learning_rate"], settings["copies"], settings["threads"],
              f"{sum(runs.values()) / 60:.0f}"]
         )  # fmt: skip
@@ -213,7 +207,7 @@ def training_table(data: dict[str, Any]) -> str:
 
 def total_minutes(data: dict[str, Any]) -> float:
     """Minutes of all training runs, each once: a general student serves several tasks."""
-    found = [runs for task in data["tasks"].values() for runs in task["runs"].values()]
+    found = [runs for task in data["tasks"].values() for runs in task["seconds"].values()]
     return sum({run: seconds for runs in found for run, seconds in runs.items()}.values()) / 60
 
 
@@ -229,7 +223,7 @@ def published_table(tasks: list[str]) -> str:
 
 def page(data: dict[str, Any], stem: str) -> str:
     """The Markdown page."""
-    machine = data["machine"]
+    machine = data["conditions"]
     command = "\n    ".join(data["command"].splitlines())
     return f"""# Results: {data["pipeline"]}
 

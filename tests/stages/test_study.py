@@ -65,8 +65,8 @@ def test_a_study_gathers_the_newest_run_of_each_task_and_seed(store):
     data = json.loads(out.with_suffix(".json").read_text())
     assert list(data["tasks"]) == ["cola", "sst2"]
     found = data["tasks"]["sst2"]
-    assert set(found["runs"]) == {"1", "2"}
-    assert all(len(runs) == 3 for runs in found["runs"].values())
+    assert set(found["seconds"]) == {"1", "2"}
+    assert all(len(runs) == 3 for runs in found["seconds"].values())
     assert study.variants(data) == ["baseline-labels-only", "tinybert-both", "baseline-teacher"]
     for number, name in enumerate(MODELS):
         expected = [100 * glue.score("sst2", answers(100 * seed + number, MODELS[name])[1], found["labels"]).value
