@@ -194,15 +194,11 @@ def training_table(data: dict[str, Any]) -> str:
     """What was trained how long."""
     lines = []
     for task, found in data["tasks"].items():
-        settings = found["settings"]
-        runs = {run: seconds for of_seed in found["seconds"].values() for run, seconds in of_seed.items()}
-        lines.append(
-            [task, ", ".join(sorted(found["seconds"])), str(len(found["labels"])), settings["max_seq_len"], settings["epochs"],
-             settings["max_steps"], settings["learning_rate"], settings["copies"], settings["threads"],
-             f"{sum(runs.values()) / 60:.0f}"]
-        )  # fmt: skip
-    header = ["task", "seeds", "dev rows", "max_seq_len", "epochs", "max_steps", "learning_rate", "copies", "threads"]
-    return _table([*header, "minutes of training"], lines)
+        seconds = {run: took for of_seed in found["seconds"].values() for run, took in of_seed.items()}
+        settings = [found["settings"][name] for name in SETTINGS]
+        seeds, minutes = ", ".join(sorted(found["seconds"])), f"{sum(seconds.values()) / 60:.0f}"
+        lines.append([task, seeds, str(len(found["labels"])), *settings, minutes])
+    return _table(["task", "seeds", "dev rows", *SETTINGS, "minutes of training"], lines)
 
 
 def total_minutes(data: dict[str, Any]) -> float:
