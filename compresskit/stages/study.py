@@ -117,6 +117,13 @@ def _resampled(task: str, found: dict[str, Any], name: str) -> NDArray:
     )
 
 
+def metric(task: str) -> str:
+    """The task's main metric in words."""
+    described = TASKS[task]
+    name = described.main_metric
+    return (name if name in described.metrics else f"mean of {' and '.join(described.metrics)}").replace("_", " ")
+
+
 def score_rows(data: dict[str, Any]) -> pd.DataFrame:
     """One row for each task and model: task, metric, name, score_pct (mean over seeds), low_pct, high_pct, seeds."""
     rows = []
@@ -125,7 +132,7 @@ def score_rows(data: dict[str, Any]) -> pd.DataFrame:
             low, high = interval(task, found, name)
             each = scores(task, found, name)
             rows.append(
-                {"task": task, "metric": TASKS[task].main_metric.replace("_", " "), "name": name,
+                {"task": task, "metric": metric(task), "name": name,
                  "score_pct": float(np.mean(each)), "low_pct": low, "high_pct": high, "seeds": each}
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -150,7 +157,7 @@ def scores_table(data: dict[str, Any]) -> str:
         return text + (f", seeds {min(row['seeds']):.1f} – {max(row['seeds']):.1f}" if different else "")
 
     tasks = data["tasks"]
-    header = ["model", *(f"{task}, {TASKS[task].main_metric.replace('_', ' ')}" for task in tasks)]
+    header = ["model", *(f"{TASKS[task].folder}, {metric(task)}" for task in tasks)]
     return _table(header, [[name, *(cell(name, task) for task in tasks)] for name in variants(data)])
 
 
