@@ -5,7 +5,7 @@ With a = ds^-½ and b = dt^-½, and rows of one head side by side, P = [a/b·Qs,
     ‖a·Qs·Ksᵀ − b·Qt·Ktᵀ‖² = b²·‖P·Rᵀ‖² = b²·⟨PᵀP, RᵀR⟩,   gradients of ‖P·Rᵀ‖²: 2·P·(RᵀR) and 2·R·(PᵀP)
 
 O(S·d²) time and O(d²) memory per head instead of O(S²·d) and O(S²). The value is a difference of large numbers where
-the models agree closely: PᵀP and RᵀR are multiplied and summed in float64, which keeps 1e-5 as long as the loss is
+the models agree closely: the products of PᵀP and RᵀR are summed in float64, which keeps 1e-5 as long as the loss is
 above 1 % of the teacher's mean squared score; the gradients do not suffer. Letters: B batch, A heads, S sequence,
 ds, dt columns per head. One device and one dtype for all tensors.
 """

@@ -80,7 +80,11 @@ class Checkpoint:
             for theirs, ours in RENAMED:
                 name = re.sub(theirs, ours, name)
             (training_only if TRAINING_ONLY.search(name) else weights)[name] = tensor
-        from_tinybert = any(name.startswith("fit_dense") for name in training_only) or fields.keys() >= TINYBERT_FIELDS
+        # transformers hands the fields on to what it fine-tunes, but names a model_type; AutoTinyBERT has a dense_fit
+        released = "model_type" not in config and not any(name.startswith("dense_fit") for name in training_only)
+        from_tinybert = any(name.startswith("fit_dense") for name in training_only) or (
+            released and fields.keys() >= TINYBERT_FIELDS
+        )
         if kind == "bert" and "classifier.weight" in weights and from_tinybert:
             fields.setdefault("pooler_relu", True)  # a task model of TinyBERT's or SparseBERT's code
         return cls(fields, weights, source, training_only)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compresskit import tracking
 from compresskit.data.batching import Batches
-from compresskit.models import checkpoints, elastic
+from compresskit.models import CompactBertForSequenceClassification, checkpoints, elastic
 from compresskit.stages import distilling
 from compresskit.stages.finetune import finish_task_model
 from compresskit.stages.inputs import board
@@ -20,7 +20,7 @@ from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder, steps
 from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
 from compresskit.training.loop import fit
-from compresskit.training.teacher import TeacherLogits, weights_digest
+from compresskit.training.teacher import TeacherLogits, model_digest
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Distill:
         """The teacher's answers by row; None where a row has no fixed number of them, or the loss does not ask."""
         if not self.data.task.answers_per_row or self.teacher.config.num_labels == 1:
             return None
-        key = f"{weights_digest(self.teacher)}-{tracking.digest(self.data.train)}"
+        key = f"{model_digest(self.teacher)}-{tracking.digest(self.data.train)}"
         path = tracking.project_root() / ".cache" / "teacher_logits" / f"{key}.safetensors"
         return TeacherLogits(self.teacher, len(self.data.train), path, key)
 
@@ -160,7 +160,7 @@ class Distill:
             self.data,
             self.params.select_on,
             self.params.register_as,
-            training_only=self.layers.released_form() if self.layers else self.released,
+            training_only=(self.layers.released_form() if self.layers else {}) or self.released,
         )
 
 
@@ -188,6 +188,8 @@ def open(params: DistillParams) -> Distill:
     else:
         every_second = range(2, teacher.config.num_hidden_layers + 1, 2)
         student = elastic.keep_layers(teacher, params.student_layers or every_second)
+    if params.faithful and isinstance(student, CompactBertForSequenceClassification):
+        student.dropout.p = 0.0  # TinyBERT's code has this dropout and never applies it
     layers = distilling.Layers.of(params, teacher, student, released) if params.intermediate_epochs else None
     data = task_data(task, params, tokenizer, batch_size=params.batch_size, augmented=params.augmented)
     session.run.input(params.task, data.source, data.train)

@@ -107,7 +107,7 @@ class Layers:
     def teacher_for(self, session: Session, batches: Batches | Epochs, num_steps: int) -> PreTrainedModel:
         """The teacher as it is asked: in bfloat16 where that is faster and changes the loss by less than 0.1 %."""
         wanted = self.params.teacher_dtype
-        if wanted == "float32" or (wanted == "auto" and not has_fast_bfloat16()):
+        if wanted == "float32" or (wanted == "auto" and (self.params.faithful or not has_fast_bfloat16())):
             return self.teacher
         sample = batches.from_step(0, min(2, num_steps))
         half, change = in_bfloat16(self.teacher, self.student, self.mapping, self.project, sample, self.params.faithful)

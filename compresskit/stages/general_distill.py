@@ -40,7 +40,7 @@ class GeneralDistillParams(Params):
     hidden_size: int = Field(64, ge=1)
     num_attention_heads: int = Field(4, ge=1)  # as many as the teacher has
     intermediate_size: int = Field(256, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)  # of a new student's states and attention
+    dropout: float = Field(0.1, ge=0, lt=1)  # of states and attention of one that starts at random
     initializer_range: float = Field(0.02, gt=0)  # of a new student
     layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
     projection: Literal["shared", "per_layer"] = "shared"  # from student to teacher width, where these differ

@@ -24,6 +24,6 @@ TINYBERT = (
 )
 COMPARABILITY = """\
 These are not comparable with the table above: they come from other students (4 or 6 layers, 312 or 768 wide), a
-BERT-base teacher, a general distillation over all of Wikipedia, up to twenty passes over twenty times the rows, and
-mostly from the hidden test rows, with F1 for MRPC and Spearman's correlation for STS-B where the table above has
+BERT-base teacher, a general distillation over all of Wikipedia, up to twenty passes over up to sixty times the rows,
+and mostly from the hidden test rows, with F1 for MRPC and Spearman's correlation for STS-B where the table above has
 accuracy and the mean of both correlations. What can be compared is the order of the variants within our own table."""

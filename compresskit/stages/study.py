@@ -61,6 +61,8 @@ def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[s
                 "seconds": {},
             }
         found = tasks[task]
+        if (settings := {name: params[name] for name in SETTINGS}) != found["settings"]:
+            raise ValueError(f"{task}: run {run_id} has the settings {settings}, a later one {found['settings']}")
         for name in found["models"]:
             record = tracking.read_json(evaluated_by, f"predictions/{name}.json")
             if found.setdefault("labels", record["labels"]) != record["labels"]:
@@ -264,7 +266,8 @@ Median latency, and how many times faster than the slowest model of that column;
 
 {training_table(data)}
 
-Each training stops after `epochs` or `max_steps`, whichever comes first (0: no limit); all training runs together took
+Each step of a training stops after `epochs` or `max_steps`, whichever comes first (0: no limit), so a method of two
+steps trains up to twice as long as one of a single step. All training runs together took
 {total_minutes(data):.0f} minutes, those of the teachers and of the general student included. {data["note"]}
 
 ## Published figures

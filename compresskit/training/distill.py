@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from compresskit.training.losses import (
     hidden_state_mse,
     soft_cross_entropy,
 )
+
+logger = logging.getLogger(__name__)
 
 # Up to this length the attention loss is fastest on maps that the models build anyway (benchmarks/score_mse.py).
 KEPT_MAPS = 192
@@ -70,6 +73,12 @@ def projection(
     own = project.state_dict()
     if given.keys() == own.keys() and all(given[name].shape == own[name].shape for name in own):
         project.load_state_dict(given)
+    elif released:
+        logger.warning(
+            "the projection that came with the student (%s) is not of the kind or the size asked for, so a new one "
+            "starts at random; see the parameter projection",
+            ", ".join(sorted(released)),
+        )
     return project
 
 

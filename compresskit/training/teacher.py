@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from compresskit.training.distill import inputs, layer_inputs, layer_losses
 from compresskit.training.loop import Batch
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+NOT_OF_THE_ANSWER = {"_name_or_path", "transformers_version", "architectures"}  # fields of a config
 MAX_LOSS_CHANGE = 1e-3  # of the intermediate loss, by a teacher in bfloat16; measured: 3e-4
 
 
@@ -82,9 +84,12 @@ class TeacherLogits:
         return None
 
 
-def weights_digest(model: nn.Module) -> str:
-    """The first 16 hex digits of a SHA-256 over names, shapes and values of all weights."""
-    total = hashlib.sha256()
+def model_digest(model: PreTrainedModel) -> str:
+    """The first 16 hex digits of a SHA-256 over the config and names, shapes and values of all weights: everything that
+    an answer depends on.
+    """
+    config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_OF_THE_ANSWER}
+    total = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -182,7 +182,9 @@ def test_projections_of_a_trainer_are_kept_apart():
         ({"pre_trained": "", "training": ""}, {}, True),
         ({"pre_trained": "", "training": "", "pooler_relu": False}, {}, False),
         ({"pooler_relu": True}, {}, True),
+        ({"model_type": "bert", "pre_trained": "", "training": ""}, {}, False),  # a general one, tuned by transformers
         ({}, {"dense_fit.weight": torch.ones(7, 24)}, False),  # AutoTinyBERT
+        ({"pre_trained": "", "training": ""}, {"dense_fit.weight": torch.ones(7, 24)}, False),  # the same
     ],
 )
 def test_the_relu_of_tinyberts_task_models_is_known_by_their_projection_or_config_or_named_there(config, extra, relu):

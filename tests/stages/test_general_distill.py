@@ -152,6 +152,21 @@ def test_a_step_of_the_task_distillation_hands_its_projection_on_to_the_next(sto
     assert torch.equal(first["fit_dense.weight"], second["fit_dense.weight"])
 
 
+def test_faithful_has_no_dropout_before_the_classifier_and_a_teacher_in_float32_on_any_machine(
+    store, inputs, monkeypatch
+):
+    half = object()
+    monkeypatch.setattr("compresskit.stages.distilling.has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr("compresskit.stages.distilling.in_bfloat16", lambda *given: (half, 0.0))
+    student = run(inputs, max_steps=1, dropout=0.1, teacher_dtype="float32")["model"]
+    given = {"teacher": str(inputs / "tuned"), "student": student, "data_dir": str(inputs), "max_seq_len": 16}
+    for faithful, rate in ((True, 0.0), (False, 0.1)):
+        stage = distill.open(distill.DistillParams(**given, faithful=faithful))
+        assert stage.student.dropout.p == rate
+        assert stage.student.bert.encoder.layer[0].output.dropout.p == 0.1
+        assert stage.layers.teacher_for(stage.session, stage.batches(), 1) is (stage.teacher if faithful else half)
+
+
 def test_the_teacher_is_as_it_was_and_sees_no_dropout(store, inputs):
     stage = opened(inputs, max_steps=3)
     before = {name: tensor.clone() for name, tensor in stage.layers.teacher.state_dict().items()}

@@ -74,13 +74,17 @@ def test_only_unequal_widths_need_a_projection():
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
-def test_a_released_projection_is_taken_where_it_has_the_shape(per_layer):
+def test_a_released_projection_is_taken_where_it_has_the_shape_and_else_missed_aloud(per_layer, caplog):
     made = distill.projection(6, 8, 3, per_layer=per_layer)
     prefix = "fit_denses." if per_layer else "fit_dense."
     released = {prefix + name: torch.full_like(tensor, 0.5) for name, tensor in made.state_dict().items()}
     assert distill.released_form(made).keys() == released.keys()
     taken = distill.projection(6, 8, 3, per_layer=per_layer, released=released)
     assert all((tensor == 0.5).all() for tensor in taken.state_dict().values())
+    assert not caplog.records
+    distill.projection(6, 8, 3, per_layer=not per_layer, released=released)
+    assert f"({prefix}" in caplog.text
+    assert "starts at random; see the parameter projection" in caplog.text
     for others in ({"width": 5, "states": 3}, {"width": 6, "states": 4} if per_layer else {"width": 7, "states": 3}):
         other = distill.projection(others["width"], 8, others["states"], per_layer=per_layer, released=released)
         assert not any((tensor == 0.5).all() for tensor in other.state_dict().values())

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from compresskit.models import CompactBertConfig, CompactBertForSequenceClassification
-from compresskit.training.teacher import TeacherLogits, in_bfloat16, weights_digest
+from compresskit.training.teacher import TeacherLogits, in_bfloat16, model_digest
 
 
 def model(seed: int = 0, **fields) -> CompactBertForSequenceClassification:
@@ -85,11 +85,13 @@ def test_a_broken_or_foreign_file_is_not_used(tmp_path, content):
     assert teacher.rows == 1
 
 
-def test_the_digest_follows_every_weight():
+def test_the_digest_follows_every_weight_and_what_the_config_does_with_them():
     first, same, other = model(), model(), model()
     with torch.no_grad():
         other.classifier.bias[1] += 1e-6
-    assert weights_digest(first) == weights_digest(same) != weights_digest(other)
+    assert model_digest(first) == model_digest(same) != model_digest(other)
+    same.config.pooler_relu = not same.config.pooler_relu
+    assert model_digest(first) != model_digest(same)
 
 
 def test_a_bfloat16_teacher_is_a_copy_and_its_change_of_the_loss_is_the_measured_one():
