@@ -6,14 +6,15 @@ Both do a whole step: forward passes of both models, losses, backward, optimizer
 finds the same weights). The original's way pads to 128 tokens, builds all maps and writes gelu, LayerNorm and optimizer
 out in elementary operations, through torch's default matrix product ("MKL") or through oneDNN. Text lengths are those
 of SST-2's training file, read from GLUE_FOLDER or from the histogram beside this file. Every contestant's loss and one
-gradient are compared with the original's way in float64; over real tokens only where the lengths are bucketed.
+gradient are compared with the original's way in float64; over real tokens only where the lengths are bucketed. Dropout
+is 0. Each part runs in a process of its own: memory that an earlier part has freed is quickly had again, which would
+spare the original's way most of the cost of its maps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -229,17 +230,16 @@ def is_the_peer_fair(timings: list[Timing], measures: dict[str, float]) -> None:
 
 
 def judged(step: Step, given: Sequence[Batch], expected: Sequence[Tensor]) -> Step:
-    """The step on `given`, whatever it is called with; its outputs as shares of what they should be: 1 for each.
-
-    So contestants with batches of their own can race. A gradient's share is its projection on the right one.
+    """The step on `given`, whatever it is called with; its outputs as 1 plus their relative errors, for losses and for
+    gradients. So contestants with batches of their own can race.
     """
 
     def run(*_: Any) -> list[Tensor]:
-        shares = [
-            torch.dot(found.flatten().double(), right.flatten().double()) / right.double().square().sum()
-            for found, right in zip(step(*given), expected, strict=True)
+        errors = [
+            1 + (found.double() - right).norm() / right.norm()
+            for found, right in zip(step(*given), (tensor.double() for tensor in expected), strict=True)
         ]
-        return [torch.stack(shares[0::2]), torch.stack(shares[1::2])]  # losses, gradients
+        return [torch.stack(errors[0::2]), torch.stack(errors[1::2])]
 
     return run
 
@@ -248,7 +248,6 @@ def race(
     label: str, contestants: dict[str, tuple[Step, Sequence[Batch], Sequence[Tensor]]], baseline: str
 ) -> dict[str, Timing]:
     """Contestants (step, batches, right outputs) by turns; milliseconds per batch. Losses are held to 0.1 %."""
-    found = []
     with_batches = {name: judged(*entry) for name, entry in contestants.items()}
     ones = {name: len(given) for name, (_, given, _) in contestants.items()}
     longest = max(ones.values())
@@ -338,7 +337,7 @@ def memory(measures: dict[str, float]) -> None:
 
 
 def peak_bytes(who: str) -> int:
-    """Peak resident memory of this process after two steps."""
+    """Peak resident memory of this process after two steps, from /proc: `ru_maxrss` would count the parent's too."""
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
     teacher, student, project = models()
@@ -349,7 +348,8 @@ def peak_bytes(who: str) -> int:
         del teacher, student
     for _ in range(2):
         step(batch_of([512] * 8, 512))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) * 1024
 
 
 def main() -> None:
@@ -358,6 +358,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--vocabulary", type=Path)
     parser.add_argument("--only", nargs="*", default=[], help="parts: " + ", ".join(PARTS))
+    parser.add_argument("--part", choices=PARTS, help="this one, here; prints what was measured")
     parser.add_argument("--peak-of", choices=("original", "ours"))
     given = parser.parse_args()
     if given.peak_of:
@@ -367,10 +368,16 @@ def main() -> None:
     lengths = sst2_lengths(given.data, given.vocabulary)
     timings: list[Timing] = []
     measures: dict[str, float] = {}
-    for name, part in PARTS.items():
-        if not given.only or name in given.only:
-            print(f"{name} …", file=sys.stderr, flush=True)
-            part(lengths, timings, measures)
+    if given.part:
+        PARTS[given.part](lengths, timings, measures)
+        print(json.dumps({"timings": [asdict(timing) for timing in timings], "measures": measures}))
+        return
+    for name in given.only or PARTS:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "benchmarks.distill_step", *sys.argv[1:], "--part", name]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        timings += [Timing(**timing) for timing in found["timings"]]
+        measures |= found["measures"]
     goals = {name: goal for name, goal in GOALS.items() if name in measures}
     notes = {"matmul": asdict(choice), "mean_length": float(np.mean(lengths)), "parts": given.only or list(PARTS)}
     publish("distill_step", timings, measures, goals, notes=notes)

@@ -1,10 +1,11 @@
-"""Attention of one pair of layers with its distillation loss, forward and backward, with and without (S, S) maps:
+"""Attention of one pair of layers with its distillation loss, forward and backward, by maps and as it is trained:
 
     python -m benchmarks.score_mse
 
-TinyBERT-4's heads (12 x 26) learn from BERT-base's (12 x 64). With maps: softmax attention of both, and the mean square
-of the difference of the scores, masked keys left out. Without: the form of attention that training takes at this length
-(kernels/attention.py), and the loss by Gram matrices. Products as a training run on this machine has them.
+TinyBERT-4's heads (12 x 26) learn from BERT-base's (12 x 64). By maps: softmax attention of both, and the mean square
+of the difference of the scores, masked keys left out. As trained (training/distill.py): up to KEPT_MAPS tokens maps
+too, with a loss of fewer passes over them; above, fused attention (kernels/attention.py) and the loss by Gram matrices.
+Dropout is 0, products are as a training run on this machine has them.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ def maps(
     return _finished(with_loss(scores[0], scores[1], attention_mask), contexts, q_s, k_s)
 
 
-def without_maps(
+def as_trained(
     q_s: Tensor, k_s: Tensor, v_s: Tensor, q_t: Tensor, k_t: Tensor, v_t: Tensor, attention_mask: Tensor
 ) -> list[Tensor]:
-    """The same by `kernels`."""
+    """The same as a step of the distillation computes it."""
     if q_s.shape[2] <= KEPT_MAPS:  # training then keeps the maps too
         return maps(q_s, k_s, v_s, q_t, k_t, v_t, attention_mask, with_loss=on_kept_maps)
     mask = (1 - attention_mask[:, None, None, :].to(q_s.dtype)) * torch.finfo(q_s.dtype).min
@@ -95,13 +96,13 @@ def _finished(loss: Tensor, contexts: list[Tensor], q_s: Tensor, k_s: Tensor) ->
 def race() -> tuple[list[Timing], dict[str, float]]:
     """Timings, and the measures by name."""
     timings = measure(
-        {"maps": maps, "without maps": without_maps},
+        {"maps": maps, "as trained": as_trained},
         {f"S={seq_len}": inputs(seq_len) for seq_len in SHAPES},
         baseline="maps",
         max_error=1e-5,
     )
     return timings, {
-        name.replace("without maps", "attention loss"): ratio for name, ratio in ratios(timings, "maps").items()
+        name.replace("as trained", "attention loss"): ratio for name, ratio in ratios(timings, "maps").items()
     }
 
 
