@@ -145,7 +145,7 @@ def test_ctrl_c_marks_the_run_killed_and_stops_the_kernel(toy, listening):
 
 
 @pytest.mark.long
-def test_after_sigkill_of_the_runner_the_retry_goes_on_with_the_same_run(toy):
+def test_after_sigkill_of_the_runner_the_retry_goes_on_with_the_same_run(toy, listening):
     process = toy.start("run", "toy", "--set", "trouble=wait")
     kernel = int(wait_for(toy.home / "waiting"))
     os.kill(process.pid, signal.SIGKILL)
