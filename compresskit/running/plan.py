@@ -111,18 +111,15 @@ def read_plan(path: str | Path, changes: Iterable[str] = ()) -> Plan:
     taken = {name for step in steps for name in step.params_class.model_fields}
     for name in set(pipeline.defaults) - taken:
         raise ParamsError(f"{where('defaults')}no step has a parameter {name!r}{did_you_mean(name, taken)}")
-    task = _task(pipeline, variables, where("task"))
+    task = str(_filled(pipeline.task or pipeline.name, lambda name: _variable(name, variables, where("task"))))
     experiment = f"{pipeline.system or pipeline.name}/{task}"
     return Plan(Path(path), pipeline.name, experiment, task, variables, steps)
 
 
-def _task(pipeline: Pipeline, variables: Mapping[str, Any], place: str) -> str:
-    def variable(name: str) -> Any:
-        if name not in variables:
-            raise ParamsError(f"{place}${{{name}}} is no variable{did_you_mean(name, variables)}")
-        return variables[name]
-
-    return str(_filled(pipeline.task or pipeline.name, variable))
+def _variable(name: str, variables: Mapping[str, Any], place: str) -> Any:
+    if name not in variables:
+        raise ParamsError(f"{place}${{{name}}} is no variable{did_you_mean(name, variables)}")
+    return variables[name]
 
 
 def _variables(pipeline: Pipeline, place: str, changes: Iterable[str]) -> dict[str, Any]:
@@ -165,9 +162,7 @@ def _plan_step(
     def variable(name: str) -> Any:
         id, dot, key = name.partition(".")
         if not dot:
-            if name not in variables:
-                raise ParamsError(f"{place}${{{name}}} is no variable{did_you_mean(name, variables)}")
-            return variables[name]
+            return _variable(name, variables, place)
         if id not in known:
             ids = [entry.get("id") for entry in pipeline.steps]
             why = "comes later or is the step itself" if id in ids else "is no step"

@@ -16,7 +16,7 @@ from compresskit.data.glue import TASKS
 from compresskit.evaluation import figures, glue
 from compresskit.evaluation.scores import RESAMPLES, percentiles
 from compresskit.stages.inputs import board
-from compresskit.stages.published import COMPARABILITY, TINYBERT
+from compresskit.stages.published import PUBLISHED, Published
 from compresskit.stages.report import write
 
 SETTINGS = ("max_seq_len", "epochs", "max_steps", "learning_rate", "copies", "threads")
@@ -42,6 +42,10 @@ def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[s
     conditions: dict[str, Any] = {}
     commits: set[str] = set()
     for run_id, params in tracking.pipeline_runs(pipeline).items():
+        if missing := [name for name in ("task", "seed", "data_dir", "student", *SETTINGS) if name not in params]:
+            raise ValueError(
+                f"a study needs a pipeline with the variables of tinybert-ablation; {pipeline} has no {missing}"
+            )
         task, seed = params["task"], params["seed"]
         if seed in tasks.get(task, {}).get("seconds", {}):
             continue
@@ -216,12 +220,12 @@ def total_minutes(data: dict[str, Any]) -> float:
     return sum({run: seconds for runs in found for run, seconds in runs.items()}.values()) / 60
 
 
-def published_table(tasks: list[str]) -> str:
+def published_table(found: tuple[Published, ...], tasks: list[str]) -> str:
     """What others have published for these tasks."""
     lines = [
         [line.who, line.measured_on, *(f"{line.points[t]:g}" if t in line.points else "" for t in tasks),
          "" if line.verified else "unverified"]
-        for line in TINYBERT
+        for line in found
     ]  # fmt: skip
     return _table(["published", "measured on", *tasks, ""], lines)
 
@@ -270,9 +274,17 @@ Each step of a training stops after `epochs` or `max_steps`, whichever comes fir
 steps trains up to twice as long as one of a single step. All training runs together took
 {total_minutes(data):.0f} minutes, those of the teachers and of the general student included. {data["note"]}
 
-## Published figures
+{published(data)}"""
 
-{published_table(list(data["tasks"]))}
 
-{COMPARABILITY}
+def published(data: dict[str, Any]) -> str:
+    """The section on other people's figures, where there are any for the pipeline."""
+    if data["pipeline"] not in PUBLISHED:
+        return ""
+    found, comparable = PUBLISHED[data["pipeline"]]
+    return f"""## Published figures
+
+{published_table(found, list(data["tasks"]))}
+
+{comparable}
 """

@@ -22,7 +22,7 @@ from compresskit.training.losses import (
 
 logger = logging.getLogger(__name__)
 
-# Up to this length the attention loss is fastest on maps that the models build anyway (benchmarks/score_mse.py).
+# Up to this length the attention loss is fastest on maps, kept of the layers it compares (benchmarks/score_mse.py).
 KEPT_MAPS = 192
 
 

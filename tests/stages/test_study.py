@@ -78,6 +78,7 @@ def test_a_study_gathers_the_newest_run_of_each_task_and_seed(store):
     assert "    first\n    second\n" in page
     assert "student included. By hand.\n" in page
     assert "2.0 (1.00x)" in page
+    assert "Published" not in page  # nothing is, of this pipeline
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -96,6 +97,9 @@ def test_the_interval_of_a_difference_is_of_the_same_rows(store):
 def test_what_is_missing_is_named(store):
     with pytest.raises(ValueError, match="no finished run of the pipeline 'ablation'; run params/pipelines/ablation"):
         study.collect("ablation", "baseline-labels-only", "")
+    tracking.start("pipeline", "x", "other", {"task": "sst2"}, tags={"pipeline": "other"}).finish()
+    with pytest.raises(ValueError, match=r"other has no \['seed', 'data_dir', 'student', 'max_seq_len'"):
+        study.collect("other", "x", "")
     pipeline_run("sst2", 1, MODELS)
     with pytest.raises(ValueError, match=r"sst2 has no model 'x'; there are .*tinybert-both"):
         study.collect("ablation", "x", "")
