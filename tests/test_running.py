@@ -224,6 +224,7 @@ def test_a_pipeline_records_a_failure_and_then_runs_only_what_is_left(toy, capsy
         ("${teacher.model}", "${student.model}", "'student' comes later or is the step itself"),
         ("${teacher.model}", "${teacher.modl}", "stage toy returns no 'modl'; did you mean 'model'"),
         ("${block}", "${blok}", "is no variable; did you mean 'block'"),
+        ("task: sst2", "task: ${blok}", "is no variable; did you mean 'block'"),
         ("stage: toy, params: {", "stage: toi, params: {", "step 'student': 'toi' is no stage; did you mean 'toy'"),
         ("fail_if:", "fail_iff:", "step 'student': 'fail_iff' is no parameter of toy; did you mean 'fail_if'"),
         ("id: student", "id: teacher", "step 'teacher': an earlier step has this id"),
