@@ -108,16 +108,18 @@ def test_the_transfer_trains_layers_only(project):
     assert (step.intermediate_epochs, step.prediction_epochs, step.intermediate_learning_rate) == (10, 0, 5e-5)
 
 
-def test_the_variants_of_the_ablation_differ_in_what_they_learn_from_and_in_nothing_else(project):
+def test_the_variants_of_the_ablation_differ_in_what_they_learn_from_and_train_equally_long(project):
     plan = read_plan("params/pipelines/tinybert-ablation.yaml", given("tinybert-ablation.yaml", task="mrpc"))
     assert plan.experiment == "tinybert/mrpc"
-    found = steps("tinybert-ablation.yaml", task="mrpc", max_steps=50, epochs=2)
+    found = steps("tinybert-ablation.yaml", task="mrpc", max_steps=50, max_steps_at_once=100)
     answers, layers, augmented = (found[name].model_dump() for name in ("answers", "layers", "augmented"))
-    assert {name for name in layers if answers[name] != layers[name]} == {"intermediate_epochs"}
-    assert (answers["intermediate_epochs"], layers["intermediate_epochs"], layers["prediction_epochs"]) == (0, 2, 2)
+    lengths = {"intermediate_epochs", "prediction_epochs", "max_steps"}
+    assert {name for name in layers if answers[name] != layers[name]} == lengths
     assert {name for name in layers if augmented[name] != layers[name]} == {"augmented", "evals_per_epoch"}
+    assert (answers["intermediate_epochs"], answers["prediction_epochs"], answers["max_steps"]) == (0, 6, 100)
+    assert (layers["intermediate_epochs"], layers["prediction_epochs"], layers["max_steps"]) == (3, 3, 50)
     labels = found["labels"]
-    assert (labels.model, labels.num_train_epochs, labels.max_steps) == ("somewhere", 2, 50)
+    assert (labels.model, labels.num_train_epochs, labels.max_steps) == ("somewhere", 6, 100)
     assert (labels.learning_rate, labels.seed) == (layers["prediction_learning_rate"], layers["seed"])
     assert len(found["models"].models) == 5
 
@@ -175,7 +177,7 @@ def test_tinyberts_pipelines_run_at_two_steps_and_hand_their_students_on(project
     assert rows["rows"].tolist() == [len(dev.read_text().splitlines()) - 1] * 2
 
     taught = {"teacher": "models:/teacher-sst2@latest", "student": "models:/general-tinybert4@latest"}
-    short = {"max_steps": 2, "max_rows": 420, "data_dir": "bundled", "copies": 2}
+    short = {"max_steps": 2, "max_steps_at_once": 4, "max_rows": 420, "data_dir": "bundled", "copies": 2}
     run(project, "tinybert-ablation.yaml", task="sst2", embeddings=made / "vectors.txt", **taught, **short)
     rows = tracking.leaderboard_table("sst2-bundled")
     assert (rows["system"] == "tinybert").sum() == 1 + 3

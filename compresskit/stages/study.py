@@ -19,7 +19,9 @@ from compresskit.stages.inputs import board
 from compresskit.stages.published import PUBLISHED, Published
 from compresskit.stages.report import write
 
-SETTINGS = ("max_seq_len", "epochs", "max_steps", "learning_rate", "copies", "threads")
+SETTINGS = (
+    "max_seq_len", "epochs", "max_steps", "epochs_at_once", "max_steps_at_once", "learning_rate", "copies", "threads",
+)  # fmt: skip
 SIZES = ("layers", "hidden", "params_m", "disk_mb", "gflops")
 
 
@@ -270,8 +272,8 @@ Median latency, and how many times faster than the slowest model of that column;
 
 {training_table(data)}
 
-Each step of a training stops after `epochs` or `max_steps`, whichever comes first (0: no limit), so a method of two
-steps trains up to twice as long as one of a single step. All training runs together took
+Each of two steps stops after `epochs` or `max_steps`, whichever comes first (0: no limit); a variant that learns in one
+go stops after `epochs_at_once` or `max_steps_at_once`. All training runs together took
 {total_minutes(data):.0f} minutes, those of the teachers and of the general student included. {data["note"]}
 
 {published(data)}"""

@@ -28,7 +28,8 @@ def answers(seed: int, share_right: float) -> tuple[list[int], list[list[float]]
 def pipeline_run(task: str, seed: int, models: dict[str, float], finished: bool = True, **changes: object) -> str:
     """A pipeline's run with an evaluation of these models, as the stages record them."""
     params = {"task": task, "seed": seed, "data_dir": "", "student": "nowhere", "max_seq_len": 32, "epochs": 3,
-              "max_steps": 5, "learning_rate": 5e-5, "copies": 1, "threads": 1, **changes}  # fmt: skip
+              "max_steps": 5, "epochs_at_once": 6, "max_steps_at_once": 10,
+              "learning_rate": 5e-5, "copies": 1, "threads": 1, **changes}  # fmt: skip
     parent = tracking.start("pipeline", f"tinybert/{task}", "ablation", params, tags={"pipeline": "ablation"})
     run = tracking.start("evaluate", f"tinybert/{task}", "evaluate", {}, parent_run_id=parent.run_id)
     run.json("latency.json", [{"name": name, "samples_ms": [2.0, 1.0, 3.0], **TIMED} for name in models])
