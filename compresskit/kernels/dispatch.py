@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 KERNELS = "COMPRESSKIT_KERNELS"  # names a version to be used everywhere, such as "reference"
-PREFERRED = {"cuda": ("triton", "torch"), "cpu": ("torch",)}
+PREFERRED = {"cuda": ("triton", "torch"), "cpu": ("numba", "torch")}
 
 
 def choose(implementations: Mapping[str, Callable[..., Any]], device_type: str) -> Callable[..., Any]:
