@@ -99,14 +99,14 @@ def measure(
     *,
     baseline: str,
     reference: Contestant | None = None,
-    max_error: float | Sequence[float] = 1e-5,
+    max_error: float | Sequence[float] | Mapping[str, float] = 1e-5,
     rounds: int = MIN_ROUNDS,
 ) -> list[Timing]:
     """Time contestant(*input) for all contestants in turns, input by input.
 
     reference: called with the same input, gives the right outputs; None: the baseline, called with the input's tensors
     and modules in float64. Outputs are a tensor or number, or any sequence or mapping of outputs. max_error: bound on
-    the relative error, one for all outputs or one for each. Raises ValueError for a contestant that is not within it,
+    the relative error, one for all outputs, one for each, or one for each contestant. Raises ValueError for a contestant that is not within it,
     and for too few rounds.
     """
     if baseline not in contestants:
@@ -128,13 +128,14 @@ def _race(
     label: str,
     given: Sequence[Any],
     expected: list[Tensor],
-    max_error: float | Sequence[float],
+    max_error: float | Sequence[float] | Mapping[str, float],
     rounds: int,
 ) -> list[Timing]:
+    bounds = max_error if isinstance(max_error, Mapping) else dict.fromkeys(contestants, max_error)
     errors, calls = {}, {}
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     for name, contestant in contestants.items():
-        errors[name] = check(f"{name} on {label}", contestant(*given), expected, max_error)
+        errors[name] = check(f"{name} on {label}", contestant(*given), expected, bounds[name])
         calls[name] = max(1, math.ceil(SAMPLE_MS / max(_cpu_ms(contestant, given, 1), 1e-3)))
         _cpu_ms(contestant, given, calls[name])
     order = list(contestants)
@@ -144,7 +145,7 @@ def _race(
                 samples[name].append(_cpu_ms(contestants[name], given, calls[name]))
             order.append(order.pop(0))  # nobody always runs after the same other
     for name, contestant in contestants.items():  # nobody has changed the inputs, or answers from memory
-        errors[name] = max(errors[name], check(f"{name} on {label}", contestant(*given), expected, max_error))
+        errors[name] = max(errors[name], check(f"{name} on {label}", contestant(*given), expected, bounds[name]))
     return [
         Timing(label, name, median(samples[name]), errors[name], calls[name], samples[name]) for name in contestants
     ]

@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
 from compresskit.kernels import attention
+from compresskit.models import sparse
 from compresskit.models.config import CompactBertConfig
 from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows
 
@@ -211,6 +212,8 @@ class CompactBertModel(CompactBertPreTrainedModel):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config) if add_pooling_layer else None
+        if config.sparse:
+            sparse.build(self.encoder, config.sparse)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -278,6 +281,15 @@ class CompactBertModel(CompactBertPreTrainedModel):
             mask = original_mask if faithful else masked * torch.finfo(hidden.dtype).min
 
         all_hidden, all_attentions, all_scores, all_queries, all_keys = [hidden], [], [], [], []
+        plain = not (gradients or explicit or kept or output_query_key_states)
+        if config.sparse and plain and hidden.device.type == "cpu":
+            all_hidden += sparse.run(self.encoder, hidden, mask, shape.per_layer("num_attention_heads"))
+            hidden = all_hidden[-1].contiguous()
+            return EncoderOutput(
+                last_hidden_state=hidden,
+                pooler_output=None if self.pooler is None else self.pooler(hidden),
+                hidden_states=tuple(all_hidden) if want_hidden else None,
+            )
         for number, layer in enumerate(self.encoder.layer[: shape.num_hidden_layers]):
             hidden, inside = layer(hidden, mask, shape, explicit or number in kept)
             all_hidden.append(hidden)

@@ -38,6 +38,7 @@ class CompactBertConfig(PreTrainedConfig):
         does with unequal widths ("min" cuts, "max" pads).
     embedding: "bert", or "trigram" over token vectors of embedding_size.
     pooler_relu: relu between pooler and classifier, as in the task models of TinyBERT and SparseBERT.
+    sparse: the encoder's linear layers that are stored by their nonzero weights, with how many; see models/sparse.py.
     Raises ValueError where the numbers do not fit together.
     """
 
@@ -63,6 +64,7 @@ class CompactBertConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
     pooler_relu: bool = False
+    sparse: dict[str, list[int]] | None = None
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:

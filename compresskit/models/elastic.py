@@ -68,6 +68,8 @@ def head_rows(supernet: CompactBertConfig, subnet: CompactBertConfig, layer: int
 
 def check_fits(supernet: CompactBertConfig, subnet: CompactBertConfig) -> None:
     """Raise ValueError, naming layer and field, where the subnet needs what the supernet does not have."""
+    if supernet.sparse:
+        raise ValueError("a sparse model has no subnets; make it dense first (models.sparse.to_dense)")
     for name in SHAPE:
         if name not in ELASTIC and getattr(subnet, name) != getattr(supernet, name):
             raise ValueError(
