@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Up to this length maps are cheap: with gradients the explicit form is the faster one (benchmarks/attention.py).
-# Without gradients the fused form is faster at every length.
-SHORT = 96
+SHORT = 96  # tokens; up to here maps are cheap, and the explicit form is the faster one (benchmarks/attention.py)
 # With dropout recomputation draws twice; below this length that costs more than the maps do.
 SHORT_WITH_DROPOUT = 255
 CACHED_BYTES = 2 << 20  # of the maps held at a time: several short sequences, or one
@@ -30,8 +28,10 @@ def fused_is_faster(seq_len: int, device: torch.device, *, gradients: bool, drop
     """Whether to take `fused` rather than explicit maps. The rule is fixed, so that a resumed run repeats itself."""
     if device.type != "cpu":
         return True
+    if _onednn():
+        return seq_len > (SHORT_WITH_DROPOUT if dropout else SHORT)
     if dropout > 0:  # torch's own form then builds the maps too, only more slowly
-        return _onednn() and seq_len > SHORT_WITH_DROPOUT
+        return False
     return not gradients or seq_len > SHORT
 
 

@@ -107,11 +107,12 @@ def test_no_map_outlives_the_forward_pass():
     assert {tuple(tensor.shape) for tensor in kept} <= {tuple(tensor.shape) for tensor in (*states, mask)}
 
 
-def test_short_rows_with_gradients_or_dropout_take_explicit_maps_on_the_cpu(precision):
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert attention.fused_is_faster(16, cpu, gradients=False, dropout=0.0)
+def test_short_rows_take_explicit_maps_on_the_cpu(precision):
+    cpu, gpu, onednn = torch.device("cpu"), torch.device("cuda"), precision == "medium"
+    assert attention.fused_is_faster(16, cpu, gradients=False, dropout=0.0) == (not onednn)
+    assert attention.fused_is_faster(128, cpu, gradients=False, dropout=0.0)
     assert not attention.fused_is_faster(16, cpu, gradients=True, dropout=0.0)
     assert attention.fused_is_faster(384, cpu, gradients=True, dropout=0.0)
     assert not attention.fused_is_faster(128, cpu, gradients=True, dropout=0.1)
-    assert attention.fused_is_faster(384, cpu, gradients=True, dropout=0.1) == (precision == "medium")
+    assert attention.fused_is_faster(384, cpu, gradients=True, dropout=0.1) == onednn
     assert attention.fused_is_faster(16, gpu, gradients=True, dropout=0.1)
