@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_features
 from numba import njit
@@ -62,53 +63,80 @@ def linear(
     """
     x, values, indices, row_pointers = (tensor.contiguous() for tensor in (x, values, indices, row_pointers))
     bias = None if bias is None else bias.contiguous()
-    rows, columns = shape
-    block = values.shape[1]
-    row_blocks, column_blocks = rows // block, (len(row_pointers) - 1) * block // rows
+    (rows, _), block, element = shape, values.shape[1], x.element_size()
     tokens = x.shape[1 if feature_major else 0]
-    out = x.new_empty((rows, tokens) if feature_major else (tokens, rows))
-
-    def work_on(start: int, tile: int) -> None:
-        count = min(tile, tokens - start)
-        x_tile = tile_of(x, start, tile, feature_major)
-        in_place = feature_major and count == tile
-        out_tile = out[:, start:] if in_place else x.new_empty(rows, tile)
-        earlier = torch.empty(rows * tile if column_blocks > 1 else 0)
-        multiply = product(tile, min(tile, SUMS[block]), block, int(x.dtype == torch.bfloat16))
-        tensors = (x_tile, values, indices, row_pointers, earlier, out_tile)
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        sizes = (out_tile.stride(0) * x.element_size(), row_blocks, column_blocks, -(-columns // column_blocks))
-        bias_address = 0 if bias is None else bias.data_ptr()
-        in_chunks(lambda *chunk: multiply(*addresses, bias_address, *sizes, *chunk, gelu), row_blocks, x_tile, values)
-        if feature_major and not in_place:
-            out[:, start : start + count] = out_tile[:, :count]
-        elif not feature_major:
-            transpose(out_tile[:, :count], out[start : start + count])
+    out = empty_output(*(rows, tokens) if feature_major else (tokens, rows), x.dtype)
+    parts = column_blocks(shape, rows // block, row_pointers)
+    x_room, out_room = (x.new_empty(features * TILES[0]) for features in (parts[0].features.stop, rows))
+    sums = torch.empty(rows * TILES[0] if len(parts) > 1 else 0)
+    weight = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr())
 
     for start, tile in tiles(tokens):
-        work_on(start, tile)
+        multiply = product(tile, min(tile, SUMS[block]), block, int(x.dtype == torch.bfloat16))
+        whole = feature_major and start + tile <= tokens
+        out_tile = out[:, start:] if whole else matrix(out_room, rows, tile)
+        to = (sums.data_ptr(), out_tile.data_ptr(), out_tile.stride(0) * element)
+        for part in parts:
+            x_tile = tile_of(x, part.features, start, tile, feature_major, x_room)
+            step = (part.is_first, part.is_last, part.is_last and gelu)
+            run = partial(multiply, x_tile.data_ptr(), *weight, part.pointers, *to, rows // block, *step)
+            in_chunks(run, rows // block, values.numel() * tile // len(parts))
+        if not feature_major:
+            transpose(out_tile[:, : tokens - start], out[start : start + tile])
+        elif not whole:
+            out[:, start:] = out_tile[:, : tokens - start]
     return out
 
 
 def sampled_product(
-    upstream: Tensor, x: Tensor, indices: Tensor, row_pointers: Tensor, shape: Sequence[int], block: int, *, feature_major: bool
+    upstream: Tensor,
+    x: Tensor,
+    indices: Tensor,
+    row_pointers: Tensor,
+    shape: Sequence[int],
+    block: int,
+    *,
+    feature_major: bool,
 ) -> Tensor:
-    """Σ over tokens of upstream·x, only where the weight has values: their gradient, (len(indices), block) in float32.
+    """Σ upstream·x over the tokens, only where the weight has values: their gradient, (len(indices), block) in float32.
 
     upstream, x: (N, T) and (K, T) if feature_major, else (T, N) and (T, K).
     """
     upstream, x = (tensor.float().contiguous() for tensor in (upstream, x))
     indices, row_pointers = indices.contiguous(), row_pointers.contiguous()
-    rows, columns = shape
-    row_blocks, column_blocks = rows // block, (len(row_pointers) - 1) * block // rows
-    sums = torch.zeros(len(indices), block)
+    rows, _ = shape
+    parts = column_blocks(shape, rows // block, row_pointers)
+    x_room, upstream_room = (torch.empty(features * TILES[0]) for features in (parts[0].features.stop, rows))
+    found = torch.zeros(len(indices), block)
     for start, tile in tiles(x.shape[1 if feature_major else 0]):
-        tensors = [tile_of(states, start, tile, feature_major) for states in (upstream, x)]
-        addresses = [tensor.data_ptr() for tensor in (*tensors, indices, row_pointers, sums)]
         accumulate = products_of_pairs(tile, min(tile, SUMS[block]), block)
-        sizes = (row_blocks, column_blocks, -(-columns // column_blocks))
-        in_chunks(partial(accumulate, *addresses, *sizes), row_blocks, tensors[1], sums)
-    return sums
+        upstream_tile = tile_of(upstream, slice(0, rows), start, tile, feature_major, upstream_room)
+        for part in parts:
+            x_tile = tile_of(x, part.features, start, tile, feature_major, x_room)
+            addresses = (tensor.data_ptr() for tensor in (upstream_tile, x_tile, indices, found))
+            run = partial(accumulate, *addresses, part.pointers)
+            in_chunks(run, rows // block, found.numel() * tile // len(parts))
+    return found
+
+
+class ColumnBlock(NamedTuple):
+    """A block of columns: its features, the address of its row pointers, and whether sums begin or end with it."""
+
+    features: slice
+    pointers: int
+    is_first: bool
+    is_last: bool
+
+
+def column_blocks(shape: Sequence[int], row_blocks: int, row_pointers: Tensor) -> list[ColumnBlock]:
+    """All blocks of columns of a weight of this shape."""
+    count = (len(row_pointers) - 1) // row_blocks
+    width = -(-shape[1] // count)
+    address, step = row_pointers.data_ptr(), row_blocks * row_pointers.element_size()
+    return [
+        ColumnBlock(slice(i * width, min((i + 1) * width, shape[1])), address + i * step, i == 0, i == count - 1)
+        for i in range(count)
+    ]
 
 
 def tiles(tokens: int) -> Iterator[tuple[int, int]]:
@@ -120,19 +148,36 @@ def tiles(tokens: int) -> Iterator[tuple[int, int]]:
         start += tile
 
 
-def tile_of(states: Tensor, start: int, tile: int, feature_major: bool) -> Tensor:
-    """(features, tile) of (features, T) or (T, features), contiguous, with zeros beyond the last token."""
+def tile_of(states: Tensor, features: slice, start: int, tile: int, feature_major: bool, room: Tensor) -> Tensor:
+    """(features, tile) of (K, T) or (T, K), contiguous, with zeros beyond the last token; made in room."""
     tokens = states.shape[1 if feature_major else 0]
     if feature_major and tile == tokens:
-        return states
-    stop = min(start + tile, tokens)
-    found = states.new_empty(states.shape[0 if feature_major else 1], tile)
-    found[:, stop - start :] = 0
+        return states[features]
+    found, count = matrix(room, features.stop - features.start, tile), min(tile, tokens - start)
     if feature_major:
-        found[:, : stop - start] = states[:, start:stop]
+        found[:, :count] = states[features, start : start + tile]
     else:
-        transpose(states[start:stop], found[:, : stop - start])
+        transpose(states[start : start + tile, features], found)
+    if count < tile:
+        found[:, count:] = 0
     return found
+
+
+def matrix(room: Tensor, rows: int, columns: int) -> Tensor:
+    """The first rows·columns numbers of room."""
+    return room.as_strided((rows, columns), (columns, 1))
+
+
+def empty_output(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory for the result. Above 32 MiB torch's comes in new pages of 4 KiB at every call, and to map them takes as
+    long as the product; numpy asks for large pages, a fifth of the time.
+    """
+    size = rows * columns * dtype.itemsize
+    if size <= 32 << 20:
+        return torch.empty(rows, columns, dtype=dtype)
+    memory = torch.from_numpy(np.empty(size + 64, np.uint8))
+    aligned = -memory.data_ptr() % 64
+    return memory[aligned : aligned + size].view(dtype).view(rows, columns)
 
 
 def transpose(source: Tensor, target: Tensor) -> None:
@@ -142,9 +187,9 @@ def transpose(source: Tensor, target: Tensor) -> None:
     transposition(width)(source.data_ptr(), strides[0], target.data_ptr(), strides[1], *source.shape)
 
 
-def in_chunks(run: Callable[[int, int], None], rows: int, tile: Tensor, values: Tensor) -> None:
-    """run(first, last) over all rows, a chunk to each of torch's threads where that pays."""
-    threads = torch.get_num_threads() if tile.shape[1] * values.numel() >= PARALLEL else 1
+def in_chunks(run: Callable[[int, int], None], rows: int, work: int) -> None:
+    """run(first, last) over all rows, a chunk to each of torch's threads where that pays.  work: multiply-adds."""
+    threads = torch.get_num_threads() if work >= PARALLEL else 1
     bounds = [rows * i // threads for i in range(threads + 1)]
     others = [pool(os.getpid(), threads - 1).submit(run, *bounds[i : i + 2]) for i in range(1, threads)]
     run(*bounds[:2])
@@ -166,36 +211,33 @@ def product(tile: int, lanes: int, block: int, bfloat16: int) -> Any:
 
     @njit(nogil=True, cache=True)
     def multiply(
-        x, values, indices, pointers, earlier, out, bias, out_stride, row_blocks, column_blocks, columns, first, last, act
+        x, values, indices, bias, pointers, sums, out, out_stride, row_blocks, is_first, is_last, activate, begin, end
     ):
-        nonzeros = load_int32(pointers + 4 * row_blocks * column_blocks)
-        for column_block in range(column_blocks):
-            x_block = x + column_block * columns * row_bytes
-            for row in range(first, last):
-                start = load_int32(pointers + 4 * (column_block * row_blocks + row))
-                stop = load_int32(pointers + 4 * (column_block * row_blocks + row + 1))
-                for token in range(0, tile, lanes):
-                    sums = earlier + 4 * block * (row * tile + token)
-                    if column_block:
-                        acc = load(size, sums)
-                    elif bias:
-                        acc = splat(lanes, block, bias + 4 * row * block)
-                    else:
-                        acc = zeros(size)
-                    for p in range(start, stop):
-                        if lanes == tile:
-                            ahead = x_block + row_bytes * load_uint16(indices + 2 * min(p + AHEAD, nonzeros - 1))
-                            prefetch(ahead)
-                            prefetch(ahead + row_bytes // 2)
-                        column = x_block + row_bytes * load_uint16(indices + 2 * p) + token_bytes * token
-                        weight = splat(lanes, block, values + 4 * block * p)
-                        acc = fma(weight, load_tile(lanes, block, bfloat16, column), acc)
-                    if column_block < column_blocks - 1:
-                        store(sums, acc)
-                    else:
-                        if act:
-                            acc = gelu(acc)
-                        store_tile(lanes, bfloat16, out + row * block * out_stride + token_bytes * token, out_stride, acc)
+        last = load_int32(pointers + 4 * row_blocks) - 1
+        for row in range(begin, end):
+            start, stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
+            for token in range(0, tile, lanes):
+                kept = sums + 4 * block * (row * tile + token)
+                if not is_first:
+                    acc = load(size, kept)
+                elif bias:
+                    acc = splat(lanes, block, bias + 4 * block * row)
+                else:
+                    acc = zeros(size)
+                for p in range(start, stop):
+                    if lanes == tile:  # else a row's other tokens have brought the line
+                        ahead = x + row_bytes * load_uint16(indices + 2 * min(p + AHEAD, last))
+                        prefetch(ahead)
+                        prefetch(ahead + row_bytes // 2)
+                    column = x + row_bytes * load_uint16(indices + 2 * p) + token_bytes * token
+                    weight = splat(lanes, block, values + 4 * block * p)
+                    acc = fma(weight, load_tile(lanes, block, bfloat16, column), acc)
+                if not is_last:
+                    store(kept, acc)
+                else:
+                    if activate:
+                        acc = gelu(acc)
+                    store_tile(lanes, bfloat16, out + block * row * out_stride + token_bytes * token, out_stride, acc)
 
     return multiply
 
@@ -205,17 +247,14 @@ def products_of_pairs(tile: int, lanes: int, block: int) -> Any:
     """The compiled sampled product of two tiles of `tile` tokens."""
 
     @njit(nogil=True, cache=True)
-    def accumulate(upstream, x, indices, pointers, sums, row_blocks, column_blocks, columns, first, last):
-        for column_block in range(column_blocks):
-            x_block = x + 4 * tile * columns * column_block
-            for row in range(first, last):
-                start = load_int32(pointers + 4 * (column_block * row_blocks + row))
-                stop = load_int32(pointers + 4 * (column_block * row_blocks + row + 1))
-                for token in range(0, tile, lanes):
-                    g = load_rows(lanes, block, upstream + 4 * (tile * block * row + token), 4 * tile)
-                    for p in range(start, stop):
-                        column = x_block + 4 * (tile * load_uint16(indices + 2 * p) + token)
-                        add_dots(lanes, sums + 4 * block * p, g, load_tile(lanes, block, 0, column))
+    def accumulate(upstream, x, indices, found, pointers, begin, end):
+        for row in range(begin, end):
+            start, stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
+            for token in range(0, tile, lanes):
+                rows = load_rows(lanes, block, upstream + 4 * (tile * block * row + token), 4 * tile)
+                for p in range(start, stop):
+                    column = x + 4 * (tile * load_uint16(indices + 2 * p) + token)
+                    add_dots(lanes, found + 4 * block * p, rows, load_tile(lanes, block, 0, column))
 
     return accumulate
 
