@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,28 +63,33 @@ def linear(
     """
     x, values, indices, row_pointers = (tensor.contiguous() for tensor in (x, values, indices, row_pointers))
     bias = None if bias is None else bias.contiguous()
-    (rows, _), block, element = shape, values.shape[1], x.element_size()
+    (rows, columns), block, element = shape, values.shape[1], x.element_size()
     tokens = x.shape[1 if feature_major else 0]
     out = empty_output(*(rows, tokens) if feature_major else (tokens, rows), x.dtype)
-    parts = column_blocks(shape, rows // block, row_pointers)
-    x_room, out_room = (x.new_empty(features * TILES[0]) for features in (parts[0].features.stop, rows))
-    sums = torch.empty(rows * TILES[0] if len(parts) > 1 else 0)
-    weight = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr())
+    parts = column_blocks(columns, rows // block, len(row_pointers))
+    packed = not feature_major or tokens not in TILES
+    x_room = x.new_empty(parts[0].stop * TILES[0]) if packed else x
+    out_room = x.new_empty(rows * TILES[0]) if packed else out
+    sums = torch.empty(rows * TILES[0]) if len(parts) > 1 else out
+    weight = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr(), sums.data_ptr())
+    pointers, last = row_pointers.data_ptr(), parts[-1]
 
     for start, tile in tiles(tokens):
-        multiply = product(tile, min(tile, SUMS[block]), block, int(x.dtype == torch.bfloat16))
+        multiply = product(tile, min(tile, SUMS[block]), block, x.dtype == torch.bfloat16)
         whole = feature_major and start + tile <= tokens
-        out_tile = out[:, start:] if whole else matrix(out_room, rows, tile)
-        to = (sums.data_ptr(), out_tile.data_ptr(), out_tile.stride(0) * element)
+        to = (out.data_ptr() + start * element, tokens * element) if whole else (out_room.data_ptr(), tile * element)
         for part in parts:
-            x_tile = tile_of(x, part.features, start, tile, feature_major, x_room)
-            step = (part.is_first, part.is_last, part.is_last and gelu)
-            run = partial(multiply, x_tile.data_ptr(), *weight, part.pointers, *to, rows // block, *step)
-            in_chunks(run, rows // block, values.numel() * tile // len(parts))
-        if not feature_major:
-            transpose(out_tile[:, : tokens - start], out[start : start + tile])
-        elif not whole:
-            out[:, start:] = out_tile[:, : tokens - start]
+            x_tile = tile_of(x, part, start, tile, feature_major, x_room)
+            given = (x_tile, *weight, pointers + part.pointers, *to, rows // block)
+            step = (part.start == 0, part is last, part is last and gelu)
+            in_chunks(multiply, (*given, *step), rows // block, values.numel() * tile // len(parts))
+        if not whole:
+            count = min(tile, tokens - start)
+            if feature_major:
+                out[:, start:] = matrix(out_room, rows, tile)[:, :count]
+            else:
+                goal = (out.data_ptr() + start * rows * element, rows * element)
+                transposition(element)(*to, *goal, rows, count)
     return out
 
 
@@ -104,39 +109,34 @@ def sampled_product(
     """
     upstream, x = (tensor.float().contiguous() for tensor in (upstream, x))
     indices, row_pointers = indices.contiguous(), row_pointers.contiguous()
-    rows, _ = shape
-    parts = column_blocks(shape, rows // block, row_pointers)
-    x_room, upstream_room = (torch.empty(features * TILES[0]) for features in (parts[0].features.stop, rows))
+    rows, columns = shape
+    parts = column_blocks(columns, rows // block, len(row_pointers))
+    x_room, upstream_room = (torch.empty(features * TILES[0]) for features in (parts[0].stop, rows))
     found = torch.zeros(len(indices), block)
     for start, tile in tiles(x.shape[1 if feature_major else 0]):
         accumulate = products_of_pairs(tile, min(tile, SUMS[block]), block)
-        upstream_tile = tile_of(upstream, slice(0, rows), start, tile, feature_major, upstream_room)
+        upstream_tile = tile_of(upstream, ColumnBlock(0, rows, 0), start, tile, feature_major, upstream_room)
         for part in parts:
-            x_tile = tile_of(x, part.features, start, tile, feature_major, x_room)
-            addresses = (tensor.data_ptr() for tensor in (upstream_tile, x_tile, indices, found))
-            run = partial(accumulate, *addresses, part.pointers)
-            in_chunks(run, rows // block, found.numel() * tile // len(parts))
+            x_tile = tile_of(x, part, start, tile, feature_major, x_room)
+            given = (upstream_tile, x_tile, indices.data_ptr(), found.data_ptr(), row_pointers.data_ptr() + part.pointers)
+            in_chunks(accumulate, given, rows // block, found.numel() * tile // len(parts))
     return found
 
 
 class ColumnBlock(NamedTuple):
-    """A block of columns: its features, the address of its row pointers, and whether sums begin or end with it."""
+    """Features from `start` to `stop`; their row pointers begin `pointers` bytes after the first."""
 
-    features: slice
+    start: int
+    stop: int
     pointers: int
-    is_first: bool
-    is_last: bool
 
 
-def column_blocks(shape: Sequence[int], row_blocks: int, row_pointers: Tensor) -> list[ColumnBlock]:
-    """All blocks of columns of a weight of this shape."""
-    count = (len(row_pointers) - 1) // row_blocks
-    width = -(-shape[1] // count)
-    address, step = row_pointers.data_ptr(), row_blocks * row_pointers.element_size()
-    return [
-        ColumnBlock(slice(i * width, min((i + 1) * width, shape[1])), address + i * step, i == 0, i == count - 1)
-        for i in range(count)
-    ]
+@cache
+def column_blocks(columns: int, row_blocks: int, pointers: int) -> list[ColumnBlock]:
+    """All blocks of columns of a weight with so many columns, blocks of rows, and row pointers."""
+    count = (pointers - 1) // row_blocks
+    width = -(-columns // count)
+    return [ColumnBlock(i * width, min((i + 1) * width, columns), 4 * i * row_blocks) for i in range(count)]
 
 
 def tiles(tokens: int) -> Iterator[tuple[int, int]]:
@@ -148,19 +148,23 @@ def tiles(tokens: int) -> Iterator[tuple[int, int]]:
         start += tile
 
 
-def tile_of(states: Tensor, features: slice, start: int, tile: int, feature_major: bool, room: Tensor) -> Tensor:
-    """(features, tile) of (K, T) or (T, K), contiguous, with zeros beyond the last token; made in room."""
-    tokens = states.shape[1 if feature_major else 0]
+def tile_of(states: Tensor, part: ColumnBlock, start: int, tile: int, feature_major: bool, room: Tensor) -> int:
+    """Address of (features, tile) of (K, T) or (T, K), contiguous, with zeros beyond the last token; made in room."""
+    tokens, element = states.shape[1 if feature_major else 0], states.element_size()
+    source, stride = states.data_ptr(), states.stride(0) * element
     if feature_major and tile == tokens:
-        return states[features]
-    found, count = matrix(room, features.stop - features.start, tile), min(tile, tokens - start)
-    if feature_major:
-        found[:, :count] = states[features, start : start + tile]
+        return source + part.start * stride
+    target, features = room.data_ptr(), part.stop - part.start
+    if start + tile > tokens:
+        room.zero_()
+    if not feature_major:
+        place = source + start * stride + part.start * element
+        transposition(element)(place, stride, target, tile * element, min(tile, tokens - start), features)
+    elif start + tile > tokens:
+        matrix(room, features, tile)[:, : tokens - start] = states[part.start : part.stop, start:]
     else:
-        transpose(states[start : start + tile, features], found)
-    if count < tile:
-        found[:, count:] = 0
-    return found
+        packing(tile * element)(source + part.start * stride + start * element, stride, target, features)
+    return target
 
 
 def matrix(room: Tensor, rows: int, columns: int) -> Tensor:
@@ -180,19 +184,12 @@ def empty_output(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return memory[aligned : aligned + size].view(dtype).view(rows, columns)
 
 
-def transpose(source: Tensor, target: Tensor) -> None:
-    """Write sourceᵀ into target, both with neighbouring columns: four times as fast as torch's copy."""
-    width = source.element_size()
-    strides = (source.stride(0) * width, target.stride(0) * width)
-    transposition(width)(source.data_ptr(), strides[0], target.data_ptr(), strides[1], *source.shape)
-
-
-def in_chunks(run: Callable[[int, int], None], rows: int, work: int) -> None:
-    """run(first, last) over all rows, a chunk to each of torch's threads where that pays.  work: multiply-adds."""
+def in_chunks(kernel: Callable[..., None], given: Sequence[Any], rows: int, work: int) -> None:
+    """kernel(*given, first, last) over all rows, a chunk to each of torch's threads if so many multiply-adds pay it."""
     threads = torch.get_num_threads() if work >= PARALLEL else 1
     bounds = [rows * i // threads for i in range(threads + 1)]
-    others = [pool(os.getpid(), threads - 1).submit(run, *bounds[i : i + 2]) for i in range(1, threads)]
-    run(*bounds[:2])
+    others = [pool(os.getpid(), threads - 1).submit(kernel, *given, *bounds[i : i + 2]) for i in range(1, threads)]
+    kernel(*given, *bounds[:2])
     for other in others:
         other.result()
 
@@ -204,14 +201,14 @@ def pool(process: int, workers: int) -> ThreadPoolExecutor:
 
 
 @cache
-def product(tile: int, lanes: int, block: int, bfloat16: int) -> Any:
+def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
     """The compiled product for tiles of `tile` tokens: the sums of `lanes` tokens by `block` rows stay in registers."""
     token_bytes = 2 if bfloat16 else 4
     row_bytes, size = tile * token_bytes, lanes * block
 
     @njit(nogil=True, cache=True)
     def multiply(
-        x, values, indices, bias, pointers, sums, out, out_stride, row_blocks, is_first, is_last, activate, begin, end
+        x, values, indices, bias, sums, pointers, out, out_stride, row_blocks, is_first, is_last, activate, begin, end
     ):
         last = load_int32(pointers + 4 * row_blocks) - 1
         for row in range(begin, end):
@@ -254,9 +251,26 @@ def products_of_pairs(tile: int, lanes: int, block: int) -> Any:
                 rows = load_rows(lanes, block, upstream + 4 * (tile * block * row + token), 4 * tile)
                 for p in range(start, stop):
                     column = x + 4 * (tile * load_uint16(indices + 2 * p) + token)
-                    add_dots(lanes, found + 4 * block * p, rows, load_tile(lanes, block, 0, column))
+                    add_dots(lanes, found + 4 * block * p, rows, load_tile(lanes, block, False, column))
 
     return accumulate
+
+
+@cache
+def packing(tile_bytes: int) -> Any:
+    """The compiled copy of rows of `tile_bytes` bytes, a stride apart, to places side by side."""
+    size, distance = tile_bytes // 4, 16
+
+    @njit(nogil=True, cache=True)
+    def pack(source, stride, target, rows):
+        for row in range(rows):
+            for line in range(0, tile_bytes, 128):
+                prefetch(source + distance * stride + line)
+            store(target, load(size, source))
+            source += stride
+            target += tile_bytes
+
+    return pack
 
 
 @cache
