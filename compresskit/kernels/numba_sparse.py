@@ -118,7 +118,13 @@ def sampled_product(
         upstream_tile = tile_of(upstream, ColumnBlock(0, rows, 0), start, tile, feature_major, upstream_room)
         for part in parts:
             x_tile = tile_of(x, part, start, tile, feature_major, x_room)
-            given = (upstream_tile, x_tile, indices.data_ptr(), found.data_ptr(), row_pointers.data_ptr() + part.pointers)
+            given = (
+                upstream_tile,
+                x_tile,
+                indices.data_ptr(),
+                found.data_ptr(),
+                row_pointers.data_ptr() + part.pointers,
+            )
             in_chunks(accumulate, given, rows // block, found.numel() * tile // len(parts))
     return found
 
