@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache, partial
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from llvmlite.binding import get_host_cpu_features
 from numba import njit
@@ -62,53 +63,86 @@ def linear(
     """
     x, values, indices, row_pointers = (tensor.contiguous() for tensor in (x, values, indices, row_pointers))
     bias = None if bias is None else bias.contiguous()
-    rows, columns = shape
-    block = values.shape[1]
-    row_blocks, column_blocks = rows // block, (len(row_pointers) - 1) * block // rows
+    (rows, columns), block, element = shape, values.shape[1], x.element_size()
     tokens = x.shape[1 if feature_major else 0]
-    out = x.new_empty((rows, tokens) if feature_major else (tokens, rows))
-
-    def work_on(start: int, tile: int) -> None:
-        count = min(tile, tokens - start)
-        x_tile = tile_of(x, start, tile, feature_major)
-        in_place = feature_major and count == tile
-        out_tile = out[:, start:] if in_place else x.new_empty(rows, tile)
-        earlier = torch.empty(rows * tile if column_blocks > 1 else 0)
-        multiply = product(tile, min(tile, SUMS[block]), block, int(x.dtype == torch.bfloat16))
-        tensors = (x_tile, values, indices, row_pointers, earlier, out_tile)
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        sizes = (out_tile.stride(0) * x.element_size(), row_blocks, column_blocks, -(-columns // column_blocks))
-        bias_address = 0 if bias is None else bias.data_ptr()
-        in_chunks(lambda *chunk: multiply(*addresses, bias_address, *sizes, *chunk, gelu), row_blocks, x_tile, values)
-        if feature_major and not in_place:
-            out[:, start : start + count] = out_tile[:, :count]
-        elif not feature_major:
-            transpose(out_tile[:, :count], out[start : start + count])
+    out = empty_output(*(rows, tokens) if feature_major else (tokens, rows), x.dtype)
+    parts = column_blocks(columns, rows // block, len(row_pointers))
+    packed = not feature_major or tokens not in TILES
+    x_room = x.new_empty(parts[0].stop * TILES[0]) if packed else x
+    out_room = x.new_empty(rows * TILES[0]) if packed else out
+    sums = torch.empty(rows * TILES[0]) if len(parts) > 1 else out
+    weight = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr(), sums.data_ptr())
+    pointers, last = row_pointers.data_ptr(), parts[-1]
 
     for start, tile in tiles(tokens):
-        work_on(start, tile)
+        multiply = product(tile, min(tile, SUMS[block]), block, x.dtype == torch.bfloat16)
+        whole = feature_major and start + tile <= tokens
+        to = (out.data_ptr() + start * element, tokens * element) if whole else (out_room.data_ptr(), tile * element)
+        for part in parts:
+            x_tile = tile_of(x, part, start, tile, feature_major, x_room)
+            given = (x_tile, *weight, pointers + part.pointers, *to, rows // block)
+            step = (part.start == 0, part is last, part is last and gelu)
+            in_chunks(multiply, (*given, *step), rows // block, values.numel() * tile // len(parts))
+        if not whole:
+            count = min(tile, tokens - start)
+            if feature_major:
+                out[:, start:] = matrix(out_room, rows, tile)[:, :count]
+            else:
+                goal = (out.data_ptr() + start * rows * element, rows * element)
+                transposition(element)(*to, *goal, rows, count)
     return out
 
 
 def sampled_product(
-    upstream: Tensor, x: Tensor, indices: Tensor, row_pointers: Tensor, shape: Sequence[int], block: int, *, feature_major: bool
+    upstream: Tensor,
+    x: Tensor,
+    indices: Tensor,
+    row_pointers: Tensor,
+    shape: Sequence[int],
+    block: int,
+    *,
+    feature_major: bool,
 ) -> Tensor:
-    """Σ over tokens of upstream·x, only where the weight has values: their gradient, (len(indices), block) in float32.
+    """Σ upstream·x over the tokens, only where the weight has values: their gradient, (len(indices), block) in float32.
 
     upstream, x: (N, T) and (K, T) if feature_major, else (T, N) and (T, K).
     """
     upstream, x = (tensor.float().contiguous() for tensor in (upstream, x))
     indices, row_pointers = indices.contiguous(), row_pointers.contiguous()
     rows, columns = shape
-    row_blocks, column_blocks = rows // block, (len(row_pointers) - 1) * block // rows
-    sums = torch.zeros(len(indices), block)
+    parts = column_blocks(columns, rows // block, len(row_pointers))
+    x_room, upstream_room = (torch.empty(features * TILES[0]) for features in (parts[0].stop, rows))
+    found = torch.zeros(len(indices), block)
     for start, tile in tiles(x.shape[1 if feature_major else 0]):
-        tensors = [tile_of(states, start, tile, feature_major) for states in (upstream, x)]
-        addresses = [tensor.data_ptr() for tensor in (*tensors, indices, row_pointers, sums)]
         accumulate = products_of_pairs(tile, min(tile, SUMS[block]), block)
-        sizes = (row_blocks, column_blocks, -(-columns // column_blocks))
-        in_chunks(partial(accumulate, *addresses, *sizes), row_blocks, tensors[1], sums)
-    return sums
+        upstream_tile = tile_of(upstream, ColumnBlock(0, rows, 0), start, tile, feature_major, upstream_room)
+        for part in parts:
+            x_tile = tile_of(x, part, start, tile, feature_major, x_room)
+            given = (
+                upstream_tile,
+                x_tile,
+                indices.data_ptr(),
+                found.data_ptr(),
+                row_pointers.data_ptr() + part.pointers,
+            )
+            in_chunks(accumulate, given, rows // block, found.numel() * tile // len(parts))
+    return found
+
+
+class ColumnBlock(NamedTuple):
+    """Features from `start` to `stop`; their row pointers begin `pointers` bytes after the first."""
+
+    start: int
+    stop: int
+    pointers: int
+
+
+@cache
+def column_blocks(columns: int, row_blocks: int, pointers: int) -> list[ColumnBlock]:
+    """All blocks of columns of a weight with so many columns, blocks of rows, and row pointers."""
+    count = (pointers - 1) // row_blocks
+    width = -(-columns // count)
+    return [ColumnBlock(i * width, min((i + 1) * width, columns), 4 * i * row_blocks) for i in range(count)]
 
 
 def tiles(tokens: int) -> Iterator[tuple[int, int]]:
@@ -120,34 +154,48 @@ def tiles(tokens: int) -> Iterator[tuple[int, int]]:
         start += tile
 
 
-def tile_of(states: Tensor, start: int, tile: int, feature_major: bool) -> Tensor:
-    """(features, tile) of (features, T) or (T, features), contiguous, with zeros beyond the last token."""
-    tokens = states.shape[1 if feature_major else 0]
+def tile_of(states: Tensor, part: ColumnBlock, start: int, tile: int, feature_major: bool, room: Tensor) -> int:
+    """Address of (features, tile) of (K, T) or (T, K), contiguous, with zeros beyond the last token; made in room."""
+    tokens, element = states.shape[1 if feature_major else 0], states.element_size()
+    source, stride = states.data_ptr(), states.stride(0) * element
     if feature_major and tile == tokens:
-        return states
-    stop = min(start + tile, tokens)
-    found = states.new_empty(states.shape[0 if feature_major else 1], tile)
-    found[:, stop - start :] = 0
-    if feature_major:
-        found[:, : stop - start] = states[:, start:stop]
+        return source + part.start * stride
+    target, features = room.data_ptr(), part.stop - part.start
+    if start + tile > tokens:
+        room.zero_()
+    if not feature_major:
+        place = source + start * stride + part.start * element
+        transposition(element)(place, stride, target, tile * element, min(tile, tokens - start), features)
+    elif start + tile > tokens:
+        matrix(room, features, tile)[:, : tokens - start] = states[part.start : part.stop, start:]
     else:
-        transpose(states[start:stop], found[:, : stop - start])
-    return found
+        packing(tile * element)(source + part.start * stride + start * element, stride, target, features)
+    return target
 
 
-def transpose(source: Tensor, target: Tensor) -> None:
-    """Write sourceᵀ into target, both with neighbouring columns: four times as fast as torch's copy."""
-    width = source.element_size()
-    strides = (source.stride(0) * width, target.stride(0) * width)
-    transposition(width)(source.data_ptr(), strides[0], target.data_ptr(), strides[1], *source.shape)
+def matrix(room: Tensor, rows: int, columns: int) -> Tensor:
+    """The first rows·columns numbers of room."""
+    return room.as_strided((rows, columns), (columns, 1))
 
 
-def in_chunks(run: Callable[[int, int], None], rows: int, tile: Tensor, values: Tensor) -> None:
-    """run(first, last) over all rows, a chunk to each of torch's threads where that pays."""
-    threads = torch.get_num_threads() if tile.shape[1] * values.numel() >= PARALLEL else 1
+def empty_output(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory for the result. Above 32 MiB torch's comes in new pages of 4 KiB at every call, and to map them takes as
+    long as the product; numpy asks for large pages, a fifth of the time.
+    """
+    size = rows * columns * dtype.itemsize
+    if size <= 32 << 20:
+        return torch.empty(rows, columns, dtype=dtype)
+    memory = torch.from_numpy(np.empty(size + 64, np.uint8))
+    aligned = -memory.data_ptr() % 64
+    return memory[aligned : aligned + size].view(dtype).view(rows, columns)
+
+
+def in_chunks(kernel: Callable[..., None], given: Sequence[Any], rows: int, work: int) -> None:
+    """kernel(*given, first, last) over all rows, a chunk to each of torch's threads if so many multiply-adds pay it."""
+    threads = torch.get_num_threads() if work >= PARALLEL else 1
     bounds = [rows * i // threads for i in range(threads + 1)]
-    others = [pool(os.getpid(), threads - 1).submit(run, *bounds[i : i + 2]) for i in range(1, threads)]
-    run(*bounds[:2])
+    others = [pool(os.getpid(), threads - 1).submit(kernel, *given, *bounds[i : i + 2]) for i in range(1, threads)]
+    kernel(*given, *bounds[:2])
     for other in others:
         other.result()
 
@@ -159,43 +207,40 @@ def pool(process: int, workers: int) -> ThreadPoolExecutor:
 
 
 @cache
-def product(tile: int, lanes: int, block: int, bfloat16: int) -> Any:
+def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
     """The compiled product for tiles of `tile` tokens: the sums of `lanes` tokens by `block` rows stay in registers."""
     token_bytes = 2 if bfloat16 else 4
     row_bytes, size = tile * token_bytes, lanes * block
 
     @njit(nogil=True, cache=True)
     def multiply(
-        x, values, indices, pointers, earlier, out, bias, out_stride, row_blocks, column_blocks, columns, first, last, act
+        x, values, indices, bias, sums, pointers, out, out_stride, row_blocks, is_first, is_last, activate, begin, end
     ):
-        nonzeros = load_int32(pointers + 4 * row_blocks * column_blocks)
-        for column_block in range(column_blocks):
-            x_block = x + column_block * columns * row_bytes
-            for row in range(first, last):
-                start = load_int32(pointers + 4 * (column_block * row_blocks + row))
-                stop = load_int32(pointers + 4 * (column_block * row_blocks + row + 1))
-                for token in range(0, tile, lanes):
-                    sums = earlier + 4 * block * (row * tile + token)
-                    if column_block:
-                        acc = load(size, sums)
-                    elif bias:
-                        acc = splat(lanes, block, bias + 4 * row * block)
-                    else:
-                        acc = zeros(size)
-                    for p in range(start, stop):
-                        if lanes == tile:
-                            ahead = x_block + row_bytes * load_uint16(indices + 2 * min(p + AHEAD, nonzeros - 1))
-                            prefetch(ahead)
-                            prefetch(ahead + row_bytes // 2)
-                        column = x_block + row_bytes * load_uint16(indices + 2 * p) + token_bytes * token
-                        weight = splat(lanes, block, values + 4 * block * p)
-                        acc = fma(weight, load_tile(lanes, block, bfloat16, column), acc)
-                    if column_block < column_blocks - 1:
-                        store(sums, acc)
-                    else:
-                        if act:
-                            acc = gelu(acc)
-                        store_tile(lanes, bfloat16, out + row * block * out_stride + token_bytes * token, out_stride, acc)
+        last = load_int32(pointers + 4 * row_blocks) - 1
+        for row in range(begin, end):
+            start, stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
+            for token in range(0, tile, lanes):
+                kept = sums + 4 * block * (row * tile + token)
+                if not is_first:
+                    acc = load(size, kept)
+                elif bias:
+                    acc = splat(lanes, block, bias + 4 * block * row)
+                else:
+                    acc = zeros(size)
+                for p in range(start, stop):
+                    if lanes == tile:  # else a row's other tokens have brought the line
+                        ahead = x + row_bytes * load_uint16(indices + 2 * min(p + AHEAD, last))
+                        prefetch(ahead)
+                        prefetch(ahead + row_bytes // 2)
+                    column = x + row_bytes * load_uint16(indices + 2 * p) + token_bytes * token
+                    weight = splat(lanes, block, values + 4 * block * p)
+                    acc = fma(weight, load_tile(lanes, block, bfloat16, column), acc)
+                if not is_last:
+                    store(kept, acc)
+                else:
+                    if activate:
+                        acc = gelu(acc)
+                    store_tile(lanes, bfloat16, out + block * row * out_stride + token_bytes * token, out_stride, acc)
 
     return multiply
 
@@ -205,19 +250,33 @@ def products_of_pairs(tile: int, lanes: int, block: int) -> Any:
     """The compiled sampled product of two tiles of `tile` tokens."""
 
     @njit(nogil=True, cache=True)
-    def accumulate(upstream, x, indices, pointers, sums, row_blocks, column_blocks, columns, first, last):
-        for column_block in range(column_blocks):
-            x_block = x + 4 * tile * columns * column_block
-            for row in range(first, last):
-                start = load_int32(pointers + 4 * (column_block * row_blocks + row))
-                stop = load_int32(pointers + 4 * (column_block * row_blocks + row + 1))
-                for token in range(0, tile, lanes):
-                    g = load_rows(lanes, block, upstream + 4 * (tile * block * row + token), 4 * tile)
-                    for p in range(start, stop):
-                        column = x_block + 4 * (tile * load_uint16(indices + 2 * p) + token)
-                        add_dots(lanes, sums + 4 * block * p, g, load_tile(lanes, block, 0, column))
+    def accumulate(upstream, x, indices, found, pointers, begin, end):
+        for row in range(begin, end):
+            start, stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
+            for token in range(0, tile, lanes):
+                rows = load_rows(lanes, block, upstream + 4 * (tile * block * row + token), 4 * tile)
+                for p in range(start, stop):
+                    column = x + 4 * (tile * load_uint16(indices + 2 * p) + token)
+                    add_dots(lanes, found + 4 * block * p, rows, load_tile(lanes, block, False, column))
 
     return accumulate
+
+
+@cache
+def packing(tile_bytes: int) -> Any:
+    """The compiled copy of rows of `tile_bytes` bytes, a stride apart, to places side by side."""
+    size, distance = tile_bytes // 4, 16
+
+    @njit(nogil=True, cache=True)
+    def pack(source, stride, target, rows):
+        for row in range(rows):
+            for line in range(0, tile_bytes, 128):
+                prefetch(source + distance * stride + line)
+            store(target, load(size, source))
+            source += stride
+            target += tile_bytes
+
+    return pack
 
 
 @cache

@@ -240,9 +240,7 @@ def transpose_block(typingctx, element_bytes, source, source_stride, target, tar
         low, high = ([i + offset for pair in zip(range(half), range(BLOCK, BLOCK + half), strict=True) for i in pair]
                      for offset in (0, half))  # fmt: skip
         for _ in range(BLOCK.bit_length() - 1):  # interleaving far rows log2(BLOCK) times moves every bit of the index
-            rows = [
-                _shuffle(builder, rows[i], rows[i + half], order) for i in range(half) for order in (low, high)
-            ]
+            rows = [_shuffle(builder, rows[i], rows[i + half], order) for i in range(half) for order in (low, high)]
         for row in rows:
             _store(builder, row, target)
             target = builder.add(target, target_stride)

@@ -57,14 +57,18 @@ class SparseWeight:
         rows, columns = self.shape
         if self.values.ndim != 2 or self.block not in BLOCKS or rows < 1 or rows % self.block or columns < 1:
             values = tuple(self.values.shape)
-            raise ValueError(f"values {values} in a weight {self.shape}: blocks are of {BLOCKS} rows and divide them all")
+            raise ValueError(
+                f"values {values} in a weight {self.shape}: blocks are of {BLOCKS} rows and divide them all"
+            )
         if self.indices.dtype != torch.int16 or self.row_pointers.dtype != torch.int32:
             found = f"{self.indices.dtype} and {self.row_pointers.dtype}"
             raise ValueError(f"indices and row_pointers are {found}; expected torch.int16 and torch.int32")
         count, pointers, row_blocks = len(self.values), self.row_pointers, rows // self.block
         column_blocks = (len(pointers) - 1) // row_blocks
         if len(self.indices) != count or len(pointers) != column_blocks * row_blocks + 1 or column_blocks < 1:
-            raise ValueError(f"{count} values, {len(self.indices)} indices, {len(pointers)} row_pointers do not belong together")
+            raise ValueError(
+                f"{count} values, {len(self.indices)} indices, {len(pointers)} row_pointers do not belong together"
+            )
         inside = pointers[0] == 0 and pointers[-1] == count and bool((pointers.diff() >= 0).all())
         if inside and count:
             _, found_columns = places(self.indices, pointers, self.shape, self.block)
@@ -198,7 +202,13 @@ def _(x, values, indices, row_pointers, bias, order, transposed_indices, transpo
 
 @torch.library.custom_op("compresskit::sparse_linear_values_gradient", mutates_args=())
 def sampled(
-    upstream: Tensor, x: Tensor, indices: Tensor, row_pointers: Tensor, shape: Sequence[int], block: int, feature_major: bool
+    upstream: Tensor,
+    x: Tensor,
+    indices: Tensor,
+    row_pointers: Tensor,
+    shape: Sequence[int],
+    block: int,
+    feature_major: bool,
 ) -> Tensor:
     """dy·xᵀ where the weight has values, (blocks, block); float32, or float64 for float64 activations."""
     version = choose(SAMPLED_IMPLEMENTATIONS, x.device.type)
@@ -291,7 +301,14 @@ def numba_sparse(
 
 
 def torch_sampled(
-    upstream: Tensor, x: Tensor, indices: Tensor, row_pointers: Tensor, shape: Sequence[int], block: int, *, feature_major: bool
+    upstream: Tensor,
+    x: Tensor,
+    indices: Tensor,
+    row_pointers: Tensor,
+    shape: Sequence[int],
+    block: int,
+    *,
+    feature_major: bool,
 ) -> Tensor:
     """The definition: the dense gradient, of which most is thrown away."""
     upstream, x = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (upstream, x))
@@ -301,7 +318,14 @@ def torch_sampled(
 
 
 def numba_sampled(
-    upstream: Tensor, x: Tensor, indices: Tensor, row_pointers: Tensor, shape: Sequence[int], block: int, *, feature_major: bool
+    upstream: Tensor,
+    x: Tensor,
+    indices: Tensor,
+    row_pointers: Tensor,
+    shape: Sequence[int],
+    block: int,
+    *,
+    feature_major: bool,
 ) -> Tensor:
     """Only the products that are kept; else as numba_sparse."""
     kernels = _numba() if x.dtype in (torch.float32, torch.bfloat16) else None
