@@ -15,13 +15,15 @@
 # # Latency — how fast is each model, and under which conditions?
 #
 # Encoders are timed by turns in one process, so that a slow moment of the machine hits all alike. Medians, 95th percentiles
-# and raw samples are kept; thread count, batch size and length are stated with every number.
+# and raw samples are kept; engine, thread count, batch size and length are stated with every number. Engines in 8 bits are
+# timed here, not scored: what they cost on the task is another question.
 #
-# **In:** finished models. **Out:** one run per model and condition in the experiment `latency/<host>`.
+# **In:** finished models. **Out:** one run per model, engine and condition in the experiment `latency/<host>`.
 # **Time:** at most `budget_s` per condition.
 
 # %% tags=["parameters"]
 models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
+engines: list[str] = ["torch"]  # and torch-default, onnxruntime, onnxruntime-int8, openvino, openvino-bf16, …
 batch_sizes: list[int] = [1, 8]  # examples per call
 seq_lens: list[int] = [32, 128]  # tokens per example
 threads: list[int] = [1]  # of timed calls

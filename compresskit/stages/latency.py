@@ -1,18 +1,20 @@
-"""Measured latency of finished models over batch sizes, lengths and threads."""
+"""Measured latency of finished models over inference engines, batch sizes, lengths and threads."""
 
 from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
 from compresskit import tracking
-from compresskit.evaluation import figures, latency
-from compresskit.models import CompactBertModel, checkpoints
+from compresskit.evaluation import engines, figures, latency
+from compresskit.evaluation.engines import Engine
+from compresskit.models import CompactBertModel, checkpoints, export
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder, on_device
 
@@ -21,6 +23,7 @@ class LatencyParams(Params):
     """Parameters of the stage `latency`."""
 
     models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
+    engines: list[Engine] = ["torch"]  # see evaluation/engines.py; all but torch's need the extra `export`
     batch_sizes: list[int] = [1, 8]
     seq_lens: list[int] = [32, 128]
     threads: list[int] = [1]
@@ -38,20 +41,42 @@ class LatencyStage:
     models: dict[str, CompactBertModel]
     results: list[latency.Latency]
 
+    def contestants(self) -> dict[str, tuple[str, Engine]]:
+        """Every model in every engine, by a name of its own."""
+        wanted = product(self.models, self.params.engines)
+        return {
+            f"{model}, {engine}" if len(self.params.engines) > 1 else model: (model, engine) for model, engine in wanted
+        }
+
     def measure(self) -> pd.DataFrame:
         """Time the encoders by turns, for each combination of batch size, length and threads."""
         params = self.params
         vocab_size = min(model.config.vocab_size for model in self.models.values())
+        graphs = self._graphs()
         for threads, batch_size, seq_len in product(params.threads, params.batch_sizes, params.seq_lens):
+            batch = latency.random_batch(vocab_size, batch_size, seq_len, params.seed)
             self.results += latency.measure(
-                self.models,
-                latency.random_batch(vocab_size, batch_size, seq_len, params.seed),
+                {
+                    name: engines.prepare(engine, self.models[model], graphs.get(model), batch, threads)
+                    for name, (model, engine) in self.contestants().items()
+                },
+                batch,
                 threads=threads,
                 rounds=params.rounds,
                 budget_s=params.budget_s,
                 seed=params.seed,
             )
         return latency.table(self.results)
+
+    def _graphs(self) -> dict[str, Path]:
+        """An ONNX file of each model, where an engine needs it; in the work folder, so that a stopped run finds it."""
+        if not any(map(engines.uses_onnx, self.params.engines)):
+            return {}
+        graphs = {name: self.session.folder / f"{name}.onnx" for name in self.models}
+        for name, path in graphs.items():
+            if not path.exists():
+                export.to_onnx(self.models[name], path)
+        return graphs
 
     def bars(self, batch_size: int, seq_len: int, threads: int) -> Figure:
         """All models under one condition."""
@@ -62,9 +87,12 @@ class LatencyStage:
         return figures.latency_bars(table)
 
     def finish(self) -> pd.DataFrame:
-        """One run per model and condition in the experiment latency/<host>, with raw samples; returns the table."""
+        """One run per model, engine and condition in the experiment latency/<host>, raw samples with it; the table."""
+        contestants = self.contestants()
         for result in self.results:
-            tracking.log_latency(platform.node() or "localhost", asdict(result), self.params.models[result.name])
+            model, engine = contestants[result.name]
+            measured = {**asdict(result), "name": model, "engine": engine}
+            tracking.log_latency(platform.node() or "localhost", measured, self.params.models[model])
         table = latency.table(self.results)
         self.session.run.table("latency", table)
         self.session.finish({"fastest": table["name"].iloc[0], "fastest_ms": float(table["latency_p50_ms"].iloc[0])})
@@ -72,9 +100,15 @@ class LatencyStage:
 
 
 def open(params: LatencyParams) -> LatencyStage:
-    """Load every encoder, start the run. Raises ValueError where no model is named."""
+    """Load every encoder, start the run. Raises ValueError where no model or engine is named, ModuleNotFoundError where
+    an engine is not installed.
+    """
     if not params.models:
         raise ValueError("no models named; models maps <system>-<variant> to a run, a folder or a hub id")
+    if not params.engines:
+        raise ValueError("no engines named; engines lists where the models run, such as torch")
+    for engine in params.engines:
+        engines.check_installed(engine)
     session = Session("latency", params, experiment="latency", name="latency", seed=params.seed)
     models = {
         name: on_device(checkpoints.load(CompactBertModel, model_folder(source)))
