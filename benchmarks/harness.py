@@ -106,8 +106,8 @@ def measure(
 
     reference: called with the same input, gives the right outputs; None: the baseline, called with the input's tensors
     and modules in float64. Outputs are a tensor or number, or any sequence or mapping of outputs. max_error: bound on
-    the relative error, one for all outputs, one for each, or one for each contestant. Raises ValueError for a contestant that is not within it,
-    and for too few rounds.
+    the relative error, one for all outputs, one for each, or one for each contestant by name. Raises ValueError for a
+    contestant that is not within it, and for too few rounds.
     """
     if baseline not in contestants:
         raise ValueError(f"the baseline {baseline!r} is no contestant; there are {', '.join(contestants)}")

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.harness import Goal, Timing, as_float64, measure, publish
 from compresskit.evaluation import engines, latency
+from compresskit.evaluation.engines import Engine
 from compresskit.kernels.float32 import choose_float32_matmul
 from compresskit.models import CompactBertConfig, CompactBertForSequenceClassification, export, sparse
 from compresskit.pruning.masks import magnitude_mask, prunable
@@ -32,14 +33,14 @@ GOALS = {
     "S=384 against the best float32": Goal(floor=3.2, aim=4.3),
     "S=384 against the best int8": Goal(floor=1.1, aim=1.5),
 }
-FLOAT32 = ("torch-default", "torch", "onnxruntime", "openvino")
-INT8 = ("onnxruntime-int8", "openvino-int8")
+FLOAT32: tuple[Engine, ...] = ("torch-default", "torch", "onnxruntime", "openvino")
+INT8: tuple[Engine, ...] = ("onnxruntime-int8", "openvino-int8")
 
 
 def pruned_bert(sparsity: float = 0.95) -> CompactBertForSequenceClassification:
     """BERT-base with random weights, so many zeros in each of its 72 matrices."""
     torch.manual_seed(0)
-    model = CompactBertForSequenceClassification(CompactBertConfig(num_labels=2)).eval()
+    model = CompactBertForSequenceClassification(CompactBertConfig()).eval()
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in prunable(parameters):

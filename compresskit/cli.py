@@ -114,10 +114,10 @@ def compare(
 def export(
     model: Annotated[str, Argument(help="runs:/<id>/model, models:/<name>@<alias>, or a folder.")],
     out: Annotated[Path, Argument(help="New folder.")],
-    format: Annotated[str, Option(help="bert (plain transformers) or onnx.")] = "bert",
+    format: Annotated[str, Option(help="bert (plain transformers), onnx, or sparse (needs compresskit).")] = "bert",
     debug: Debug = False,
 ) -> None:
-    """Write a model for use without compresskit."""
+    """Write a model for use elsewhere: without compresskit, or by its nonzero weights."""
     from compresskit.stages import export as stage
 
     stage.export_model(model, out, format)

@@ -1,7 +1,8 @@
 """The same model in other inference engines, as functions that `latency.measure` can time.
 
     torch          as this suite runs it: on the GPU, or float32 products as kernels/float32.py chose them
-    torch-default  torch's default float32 products
+    torch-default  dense, with torch's default float32 products
+    torch-sparse   pruned layers by their nonzero weights (models/sparse.py)
     onnxruntime    float32;  onnxruntime-int8: weights and activations in 8 bits, scaled at run time, per channel
     openvino       float32;  openvino-bf16: bfloat16 products;  openvino-int8: 8 bits, scaled on a few batches
 
@@ -24,7 +25,14 @@ from torch import Tensor, nn
 Batch = Mapping[str, Tensor]
 Call = Callable[[Batch], object]
 Engine = Literal[
-    "torch", "torch-default", "onnxruntime", "onnxruntime-int8", "openvino", "openvino-bf16", "openvino-int8"
+    "torch",
+    "torch-default",
+    "torch-sparse",
+    "onnxruntime",
+    "onnxruntime-int8",
+    "openvino",
+    "openvino-bf16",
+    "openvino-int8",
 ]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 PACKAGES = {
@@ -51,11 +59,11 @@ def uses_onnx(engine: Engine) -> bool:
 def prepare(engine: Engine, model: nn.Module, graph: Path | None, batch: Batch, threads: int) -> nn.Module | Call:
     """The model in this engine, as `latency.measure` takes it, for batches of the shape of `batch`.
 
-    model: in evaluation mode; graph: its ONNX file, beside which quantised copies are kept. Raises ValueError where an
-    engine needs the file and there is none.
+    model: in evaluation mode, sparse or dense as the engine says; graph: its ONNX file, beside which quantised copies
+    are kept. Raises ValueError where an engine needs the file and there is none.
     """
     if not uses_onnx(engine):
-        return model if engine == "torch" else AtDefaultPrecision(model)
+        return AtDefaultPrecision(model) if engine == "torch-default" else model
     if graph is None:
         raise ValueError(f"the engine {engine} runs an ONNX graph; give its file")
     if engine.startswith("onnxruntime"):

@@ -141,18 +141,21 @@ def _generator(query: Tensor, dropout: float, seed: int | None = None) -> tuple[
     return torch.Generator(query.device).manual_seed(seed), seed
 
 
-def feature_major(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, batch: int) -> Tensor:
+def feature_major(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, batch: int, room: Tensor
+) -> Tensor:
     """softmax(query·keyᵀ/√D + mask)·value of states with a row for each feature. Without gradients.
 
-    query, key, value: (A·D, B·S); mask: additive, (B, 1, 1, S).  Returns (A·D, B·S).
+    query, key, value: (A·D, B·S); mask: additive, (B, 1, 1, S); room: (at least A, S, S), for the maps of one sequence;
+    new memory in every layer would cost as much as the products.  Returns (A·D, B·S).
     """
     context = torch.empty_like(value)
     parts = [states.view(heads, -1, batch, states.shape[1] // batch) for states in (query, key, value, context)]
-    scale = parts[0].shape[1] ** -0.5
+    scale, maps = parts[0].shape[1] ** -0.5, room[:heads]
     for i in range(batch):
         q, k, v, out = (states[:, :, i] for states in parts)  # (A, D, S)
-        scores = torch.bmm((q * scale).mT, k)
+        torch.bmm((q * scale).mT, k, out=maps)
         if mask is not None:
-            scores += mask[i]
-        out.copy_(torch.bmm(v, torch.softmax(scores, -1, out=scores).mT))
+            maps += mask[i]
+        out.copy_(torch.bmm(v, torch.softmax(maps, -1, out=maps).mT))
     return context

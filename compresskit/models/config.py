@@ -38,7 +38,8 @@ class CompactBertConfig(PreTrainedConfig):
         does with unequal widths ("min" cuts, "max" pads).
     embedding: "bert", or "trigram" over token vectors of embedding_size.
     pooler_relu: relu between pooler and classifier, as in the task models of TinyBERT and SparseBERT.
-    sparse: the encoder's linear layers that are stored by their nonzero weights, with how many; see models/sparse.py.
+    sparse: the linear layers that are stored by their nonzero weights, by their names in the encoder, each with [rows,
+        columns, blocks of values, rows of a block, row pointers]; models/sparse.py makes it.
     Raises ValueError where the numbers do not fit together.
     """
 

@@ -4,9 +4,9 @@
     dense = to_dense(fast)            # the pruned model again, bit for bit
 
 A linear layer of the encoder becomes its nonzero weights (kernels/sparse_linear.py). Without gradients, on the CPU, all
-layers run on feature-major states, (H, tokens): nothing is transposed between the embeddings and the last layer. Where a
-call wants more than that (gradients, attention maps, queries and keys), layers run one by one on row-major states, which
-is right and slower. Which matrices are sparse, and how many values they store, stands in the config's field `sparse`.
+layers run on feature-major states, (H, T): nothing is transposed between the embeddings and the last layer. Where more
+is wanted (gradients, attention maps, queries and keys), layers run one by one on row-major states, which is right and
+slower. Which layers are sparse, and how large their parts are, stands in the config's field `sparse`.
 
 Letters: H hidden_size, A heads, D rows per head, B batch, S sequence, T = B·S tokens.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from compresskit.kernels import attention
 from compresskit.kernels.layer_norm import add_and_norm
-from compresskit.kernels.sparse_linear import SparseWeight, sparse_linear
+from compresskit.kernels.sparse_linear import BLOCKS, SparseWeight, sparse_linear
 from compresskit.models.elastic import ElasticLinear, Rows
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ LINEARS = (
     "intermediate.dense",
     "output.dense",
 )
+PARTS = ("values", "indices", "row_pointers")  # of a sparse layer in a state dict
 TIMED_TOKENS, TIMED_CALLS = 128, 9
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -46,92 +47,107 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 class SparseLinear(nn.Module):
     """A linear layer by its nonzero weights; with gradients these are trained and zeros stay zeros."""
 
-    def __init__(self, in_features: int, out_features: int, blocks: int, block: int, pointers: int):
-        """blocks: stored blocks of `block` values; pointers: length of the row pointers. See `SparseWeight`."""
+    def __init__(self, rows: int, columns: int, blocks: int, block: int, pointers: int):
+        """rows, columns: of the weight; blocks of `block` values, `pointers` row pointers: see `SparseWeight`."""
         super().__init__()
-        self.shape = (out_features, in_features)
+        self.shape = (rows, columns)
         self.values = nn.Parameter(torch.zeros(blocks, block))
-        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.bias = nn.Parameter(torch.zeros(rows))
         self.indices: Tensor
         self.row_pointers: Tensor
         self.register_buffer("indices", torch.zeros(blocks, dtype=torch.int16))
         self.register_buffer("row_pointers", torch.zeros(pointers, dtype=torch.int32))
         self._checked: SparseWeight | None = None
 
+    @classmethod
+    def of(cls, weight: SparseWeight, bias: Tensor) -> SparseLinear:
+        """A layer with this weight and a copy of the bias."""
+        layer = cls(*sizes(weight)).to(weight.values.device)
+        with torch.no_grad():
+            layer.values.copy_(weight.values)
+            layer.bias.copy_(bias)
+        layer.indices, layer.row_pointers = weight.indices, weight.row_pointers
+        return layer
+
     @property
     def weight(self) -> SparseWeight:
-        """The stored weight, checked when its parts have changed."""
-        found = self._checked
-        if found is None or found.indices is not self.indices or found.row_pointers is not self.row_pointers \
-                or found.values is not self.values:
-            found = self._checked = SparseWeight(self.values, self.indices, self.row_pointers, self.shape)
-        return found
+        """The stored weight; checked once, and again when a part was replaced."""
+        parts, known = (self.values, self.indices, self.row_pointers), self._checked
+        if known is None or any(a is not b for a, b in zip(parts, vars(known).values(), strict=False)):
+            known = self._checked = SparseWeight(*parts, self.shape)
+        return known
 
     def forward(self, input: Tensor, rows: Rows | None = None, columns: Rows | None = None) -> Tensor:
-        """input: (..., in_features).  Returns (..., out_features).  Raises ValueError where a part is asked for."""
-        parts = (rows, self.shape[0]), (columns, self.shape[1])
-        if any(part is not None and (isinstance(part, Tensor) or part != whole) for part, whole in parts):
-            raise ValueError("a sparse layer has no subnets; make the model dense first (models.sparse.to_dense)")
+        """input: (..., columns).  Returns (..., rows).  Raises ValueError where a part of the layer is asked for."""
+        for part, whole in zip((rows, columns), self.shape, strict=True):
+            if part is not None and (isinstance(part, Tensor) or part != whole):
+                raise ValueError("a sparse layer has no subnets; make the model dense first (models.sparse.to_dense)")
         return sparse_linear(input, self.weight, self.bias)
+
+
+def sizes(weight: SparseWeight) -> list[int]:
+    """What `SparseLinear` is made with, and what stands in the config."""
+    return [*weight.shape, *weight.values.shape, len(weight.row_pointers)]
 
 
 def build(encoder: nn.Module, sparse: dict[str, list[int]]) -> None:
     """Put empty sparse layers where a config's field `sparse` says so."""
-    for name, (blocks, block, pointers) in sparse.items():
-        dense = encoder.get_submodule(name)
-        _put(encoder, name, SparseLinear(dense.in_features, dense.out_features, blocks, block, pointers))
+    for name, parts in sparse.items():
+        _put(encoder, name, SparseLinear(*parts))
 
 
-def to_sparse(model: Model, block: int = 1, min_sparsity: float | None = None) -> Model:
-    """A copy in evaluation mode whose pruned linear layers are sparse.
+def to_sparse(model: Model, min_sparsity: float | None = None) -> Model:
+    """A copy in evaluation mode whose pruned linear layers are sparse; the model itself where it has such layers.
 
-    block: neighbouring output features that were pruned together (1, 4, 8 or 16). min_sparsity: layers with a smaller
-    share of zeros stay dense; None: those that are no faster sparse on this machine, which is measured. What stays dense
-    is logged. Raises ValueError where no layer would be sparse.
+    min_sparsity: layers with a smaller share of zeros stay dense; None: those that are no faster sparse on this
+    machine, which is measured. What stays dense is logged. Raises ValueError where no layer would be sparse.
     """
     if model.config.sparse:
-        raise ValueError("the model is sparse already")
+        return model
     made = copy.deepcopy(model).eval()
     found: dict[str, list[int]] = {}
     dense: dict[str, str] = {}
-    known: dict[tuple, float] = {}
-    for name, linear in _linears(made.base_model.encoder):
+    measured: dict[tuple, float] = {}
+    for name, linear in list(_linears(made.base_model.encoder)):
+        weight = SparseWeight.from_dense(linear.weight, widest_block(linear.weight))
         zeros = 1 - int(linear.weight.count_nonzero()) / linear.weight.numel()
-        if min_sparsity is not None:
-            wanted, why = zeros >= min_sparsity, f"{zeros:.1%} zeros"
+        why = f"{zeros:.1%} zeros"
+        if min_sparsity is None:
+            kind = (weight.shape, weight.block, round(zeros, 2))
+            if kind not in measured:
+                measured[kind] = speedup(linear.weight.detach(), weight)
+            wanted, why = measured[kind] > 1, f"{why}, {measured[kind]:.2f}x"
         else:
-            weight = SparseWeight.from_dense(linear.weight, block)
-            kind = (weight.shape, round(zeros, 2))
-            if kind not in known:
-                known[kind] = speedup(linear.weight.detach(), weight)
-            wanted, why = known[kind] > 1, f"{zeros:.1%} zeros, {known[kind]:.2f}x"
+            wanted = zeros >= min_sparsity
         if wanted:
-            weight = SparseWeight.from_dense(linear.weight, block)
-            layer = SparseLinear(*reversed(weight.shape), *weight.values.shape, len(weight.row_pointers))
-            with torch.no_grad():
-                layer.values.copy_(weight.values)
-                layer.bias.copy_(linear.bias)
-            layer.indices, layer.row_pointers = weight.indices, weight.row_pointers
-            _put(made.base_model.encoder, name, layer.to(linear.weight.device))
-            found[name] = [*weight.values.shape, len(weight.row_pointers)]
+            _put(made.base_model.encoder, name, SparseLinear.of(weight, linear.bias))
+            found[name] = sizes(weight)
         else:
             dense[name] = why
     if not found:
-        most = max(dense.values(), default="no layer")
-        raise ValueError(f"no layer of the encoder gains by being sparse (at most {most}); prune further")
+        raise ValueError(
+            f"no layer of the encoder would be faster sparse ({next(iter(dense.values()))}); prune further"
+        )
     if dense:
         logger.warning("%d of %d layers stay dense: %s", len(dense), len(dense) + len(found), dense)
     made.config.sparse = found
     return made.eval()
 
 
-def to_dense(model: Model) -> Model:
-    """A copy in evaluation mode whose sparse layers are plain linear ones with the same weights.
+def widest_block(weight: Tensor) -> int:
+    """How many neighbouring rows were pruned together: most of 16, 8, 4 and 1 with at most 1 % of zeros stored."""
+    nonzero = weight != 0
+    count = int(nonzero.sum())
+    for block in sorted(BLOCKS, reverse=True):
+        if len(weight) % block == 0 and block * int(nonzero.unflatten(0, (-1, block)).any(1).sum()) <= 1.01 * count:
+            return block
+    return 1
 
-    Raises ValueError where none is sparse.
-    """
+
+def to_dense(model: Model) -> Model:
+    """A copy in evaluation mode whose sparse layers are plain linear ones; the model itself where it has none."""
     if not model.config.sparse:
-        raise ValueError("the model has no sparse layer")
+        return model
     made = copy.deepcopy(model).eval()
     encoder = made.base_model.encoder
     for name in model.config.sparse:
@@ -142,6 +158,15 @@ def to_dense(model: Model) -> Model:
             linear.bias.copy_(layer.bias)
         _put(encoder, name, linear)
     made.config.sparse = None
+    return made
+
+
+def dense_weights(weights: Mapping[str, Tensor], sparse: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """A state dict without prefix whose sparse layers are `weight` matrices again.  sparse: as in the config."""
+    made = dict(weights)
+    for name, (rows, columns, *_) in sparse.items():
+        values, indices, pointers = (made.pop(f"encoder.{name}.{part}") for part in PARTS)
+        made[f"encoder.{name}.weight"] = SparseWeight(values, indices, pointers, (rows, columns)).to_dense()
     return made
 
 
@@ -168,10 +193,11 @@ def run(encoder: Any, hidden: Tensor, mask: Tensor | None, heads: list[int]) -> 
     """
     batch, seq_len, _ = hidden.shape
     x = hidden.flatten(0, 1).T.contiguous()  # (H, T)
+    room = x.new_empty(max(heads), seq_len, seq_len)
     for layer, number in zip(encoder.layer, heads, strict=True):
         inner, out, wide, end = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
-        states = (_linear(linear, x) for linear in (inner.query, inner.key, inner.value))  # (A·D, T)
-        context = attention.feature_major(*states, number, mask, batch)
+        query, key, value = (_linear(linear, x) for linear in (inner.query, inner.key, inner.value))  # (A·D, T)
+        context = attention.feature_major(query, key, value, number, mask, batch, room)
         x = add_and_norm(_linear(out.dense, context), x, out.LayerNorm.weight, out.LayerNorm.bias, out.LayerNorm.eps)
         fused = isinstance(wide.dense, SparseLinear) and layer.config.hidden_act == "gelu"
         middle = _linear(wide.dense, x, gelu=True) if fused else wide.activation(_linear(wide.dense, x))
@@ -179,14 +205,14 @@ def run(encoder: Any, hidden: Tensor, mask: Tensor | None, heads: list[int]) -> 
         yield x.T.unflatten(0, (batch, seq_len))
 
 
-def _linear(layer: nn.Module, x: Tensor, gelu: bool = False) -> Tensor:
+def _linear(layer: Any, x: Tensor, gelu: bool = False) -> Tensor:
     """x: (in_features, T).  Returns (out_features, T)."""
     if isinstance(layer, SparseLinear):
         return sparse_linear(x, layer.weight, layer.bias, "gelu" if gelu else None, feature_major=True)
     return torch.addmm(layer.bias[:, None], layer.weight, x)
 
 
-def _linears(encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _linears(encoder: Any) -> Iterator[tuple[str, ElasticLinear]]:
     for number in range(len(encoder.layer)):
         for name in LINEARS:
             yield f"layer.{number}.{name}", encoder.get_submodule(f"layer.{number}.{name}")

@@ -14,7 +14,7 @@ from compresskit import tracking
 from compresskit.evaluation import figures, latency, sparsity
 from compresskit.evaluation.flops import flops
 from compresskit.evaluation.scores import Score
-from compresskit.models import checkpoints
+from compresskit.models import checkpoints, sparse
 from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder
@@ -128,7 +128,7 @@ class Evaluate:
         baseline = self.params.baseline or next(iter(self.models))
         model, score, timed = self.models[name], self.scores[name], self.latencies[name]
         system, _, variant = name.partition("-")
-        zeros = sparsity.report(model)
+        zeros = sparsity.report(sparse.to_dense(model))
         return {
             "name": name,
             "system": system,

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import transformers
 
-from compresskit.models import checkpoints, export
+from compresskit.models import checkpoints, export, sparse
 from compresskit.models import heads as ours
 from compresskit.stages.inputs import tokenizer_for
 from compresskit.stages.session import model_folder
 
-FORMATS = ("bert", "onnx")
+FORMATS = ("bert", "onnx", "sparse")
 
 
 def export_model(source: str, out: Path, format: str) -> None:
-    """Write the model that `source` names to the folder `out`: as plain transformers BERT, or as model.onnx.
+    """Write the model that `source` names to the folder `out`: as plain transformers BERT, as model.onnx, or by its
+    nonzero weights.
 
-    Raises ValueError for a format or a shape that cannot be written.
+    Raises ValueError for a format or a shape that cannot be written, and for a model with too few zeros to be sparse.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is none of {', '.join(FORMATS)}")
@@ -29,6 +30,10 @@ def export_model(source: str, out: Path, format: str) -> None:
     model = checkpoints.load(getattr(ours, name, ours.CompactBertModel), folder)
     tokenizer = tokenizer_for(folder, model.config.vocab_size)
     transformers.utils.logging.disable_progress_bar()
+    if format == "sparse":
+        checkpoints.save(sparse.to_sparse(model), out, tokenizer)
+        return
+    model = sparse.to_dense(model)
     if format == "bert":
         checkpoints.save(export.to_bert(model), out, tokenizer)
         return

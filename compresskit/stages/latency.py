@@ -14,7 +14,7 @@ from pydantic import Field
 from compresskit import tracking
 from compresskit.evaluation import engines, figures, latency
 from compresskit.evaluation.engines import Engine
-from compresskit.models import CompactBertModel, checkpoints, export
+from compresskit.models import CompactBertModel, checkpoints, export, sparse
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder, on_device
 
@@ -52,12 +52,12 @@ class LatencyStage:
         """Time the encoders by turns, for each combination of batch size, length and threads."""
         params = self.params
         vocab_size = min(model.config.vocab_size for model in self.models.values())
-        graphs = self._graphs()
+        graphs, forms = self._graphs(), self._forms()
         for threads, batch_size, seq_len in product(params.threads, params.batch_sizes, params.seq_lens):
             batch = latency.random_batch(vocab_size, batch_size, seq_len, params.seed)
             self.results += latency.measure(
                 {
-                    name: engines.prepare(engine, self.models[model], graphs.get(model), batch, threads)
+                    name: engines.prepare(engine, forms[name], graphs.get(model), batch, threads)
                     for name, (model, engine) in self.contestants().items()
                 },
                 batch,
@@ -68,6 +68,14 @@ class LatencyStage:
             )
         return latency.table(self.results)
 
+    def _forms(self) -> dict[str, CompactBertModel]:
+        """The model of each contestant: as it was saved, sparse, or dense."""
+        how = {"torch": lambda model: model, "torch-sparse": sparse.to_sparse}
+        return {
+            name: how.get(engine, sparse.to_dense)(self.models[model])
+            for name, (model, engine) in self.contestants().items()
+        }
+
     def _graphs(self) -> dict[str, Path]:
         """An ONNX file of each model, where an engine needs it; in the work folder, so that a stopped run finds it."""
         if not any(map(engines.uses_onnx, self.params.engines)):
@@ -75,7 +83,7 @@ class LatencyStage:
         graphs = {name: self.session.folder / f"{name}.onnx" for name in self.models}
         for name, path in graphs.items():
             if not path.exists():
-                export.to_onnx(self.models[name], path)
+                export.to_onnx(sparse.to_dense(self.models[name]), path)
         return graphs
 
     def bars(self, batch_size: int, seq_len: int, threads: int) -> Figure:

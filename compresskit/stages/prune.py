@@ -9,6 +9,7 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field
 
+from compresskit.models import sparse
 from compresskit.pruning.masks import MagnitudePruner
 from compresskit.stages.finetune import finish_task_model
 from compresskit.stages.inputs import board
@@ -113,6 +114,7 @@ def open(params: PruneParams) -> Prune:
         threads=params.threads,
     )
     model, tokenizer = task.open_model(params.model, trained=True)
+    model = sparse.to_dense(model)
     teacher, _ = task.open_model(params.teacher or params.model, trained=True)
     data = task_data(task, params, tokenizer, batch_size=params.batch_size, augmented=params.augmented)
     session.run.input(params.task, data.source, data.train)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from compresskit.evaluation import figures, sparsity
-from compresskit.models import checkpoints
+from compresskit.models import checkpoints, sparse
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder
 
@@ -51,4 +51,5 @@ def open(params: SparsityReportParams) -> SparsityReportStage:
     """Read the weights as they were saved, start the run."""
     session = Session("sparsity_report", params, experiment="sparsity", name="sparsity-report")
     found = checkpoints.read(model_folder(params.model))
-    return SparsityReportStage(session, sparsity.report({**found.weights, **found.training_only}))
+    weights = sparse.dense_weights(found.weights, found.config.get("sparse") or {})
+    return SparsityReportStage(session, sparsity.report({**weights, **found.training_only}))

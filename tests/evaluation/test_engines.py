@@ -25,7 +25,11 @@ def network() -> CompactBertModel:
 
 def test_the_engines_are_those_that_params_may_name():
     assert get_args(engines.Engine) == engines.ENGINES
-    assert [name for name in engines.ENGINES if not engines.uses_onnx(name)] == ["torch", "torch-default"]
+    assert [name for name in engines.ENGINES if not engines.uses_onnx(name)] == [
+        "torch",
+        "torch-default",
+        "torch-sparse",
+    ]
 
 
 def test_torchs_default_products_are_in_force_during_the_call_only():

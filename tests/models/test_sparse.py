@@ -81,10 +81,11 @@ def test_there_and_back_is_bit_for_bit_the_pruned_model():
     assert again.config.key() == dense.config.key()
     for (name, ours), (_, theirs) in zip(again.state_dict().items(), dense.state_dict().items(), strict=True):
         assert torch.equal(ours, theirs), name
-    with pytest.raises(ValueError, match="sparse already"):
-        sparse.to_sparse(fast)
-    with pytest.raises(ValueError, match="has no sparse layer"):
-        sparse.to_dense(dense)
+    assert sparse.to_sparse(fast) is fast
+    assert sparse.to_dense(dense) is dense
+    weights = {name.removeprefix("bert."): tensor for name, tensor in fast.state_dict().items()}
+    for name, tensor in sparse.dense_weights(weights, fast.config.sparse).items():
+        assert torch.equal(tensor, dense.state_dict()[name if name.startswith("classifier") else f"bert.{name}"]), name
 
 
 @pytest.mark.parametrize("how", ["Auto classes", "checkpoints"])
@@ -110,6 +111,26 @@ def test_from_80_percent_on_the_pruned_matrices_take_at_most_half_their_dense_by
         stored = sum(t.numel() * t.element_size() for t in (layer.values, layer.indices, layer.row_pointers))
         rows, columns = layer.shape
         assert stored <= rows * columns * 4 / 2, (name, stored)
+
+
+def test_weights_pruned_in_blocks_are_stored_in_blocks():
+    weight = torch.ones(32, 10)
+    assert sparse.widest_block(weight) == 16
+    weight[8:16, 3] = 0
+    assert sparse.widest_block(weight) == 8
+    weight[0, 0] = 0  # one zero among the stored values is within 1 %
+    assert sparse.widest_block(weight) == 8
+    weight[::2] = 0
+    assert sparse.widest_block(weight) == 1
+    assert sparse.widest_block(torch.ones(6, 3)) == 1
+    model = pruned(0.0)
+    with torch.no_grad():
+        for name in prunable(dict(model.named_parameters())):
+            kept = torch.rand(len(model.get_parameter(name)) // 4, model.get_parameter(name).shape[1]) < 0.1
+            model.get_parameter(name).mul_(kept.repeat_interleave(4, 0))
+    fast = sparse.to_sparse(model, min_sparsity=0.5)
+    assert {sizes[3] for sizes in fast.config.sparse.values()} == {4}
+    torch.testing.assert_close(outputs(fast).logits, outputs(model).logits, rtol=1e-5, atol=5e-5)
 
 
 def test_layers_below_the_limit_stay_dense_and_are_named(caplog):
