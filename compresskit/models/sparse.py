@@ -90,6 +90,11 @@ def sizes(weight: SparseWeight) -> list[int]:
     return [*weight.shape, *weight.values.shape, len(weight.row_pointers)]
 
 
+def stored_bytes(weight: SparseWeight) -> int:
+    """What values, indices and row pointers take, in memory and in a file."""
+    return sum(part.numel() * part.element_size() for part in (weight.values, weight.indices, weight.row_pointers))
+
+
 def build(encoder: nn.Module, sparse: dict[str, list[int]]) -> None:
     """Put empty sparse layers where a config's field `sparse` says so."""
     for name, parts in sparse.items():
@@ -99,8 +104,8 @@ def build(encoder: nn.Module, sparse: dict[str, list[int]]) -> None:
 def to_sparse(model: Model, min_sparsity: float | None = None) -> Model:
     """A copy in evaluation mode whose pruned linear layers are sparse; the model itself where it has such layers.
 
-    min_sparsity: layers with a smaller share of zeros stay dense; None: those that are no faster sparse on this
-    machine, which is measured. What stays dense is logged. Raises ValueError where no layer would be sparse.
+    min_sparsity: layers with a smaller share of zeros stay dense; None: those that are no smaller sparse, or no faster
+    on this machine, which is measured. What stays dense is logged. Raises ValueError where no layer would be sparse.
     """
     if model.config.sparse:
         return model
@@ -112,13 +117,13 @@ def to_sparse(model: Model, min_sparsity: float | None = None) -> Model:
         weight = SparseWeight.from_dense(linear.weight, widest_block(linear.weight))
         zeros = 1 - int(linear.weight.count_nonzero()) / linear.weight.numel()
         why = f"{zeros:.1%} zeros"
-        if min_sparsity is None:
+        if min_sparsity is not None:
+            wanted = zeros >= min_sparsity
+        elif wanted := stored_bytes(weight) < linear.weight.numel() * linear.weight.element_size():
             kind = (weight.shape, weight.block, round(zeros, 2))
             if kind not in measured:
                 measured[kind] = speedup(linear.weight.detach(), weight)
             wanted, why = measured[kind] > 1, f"{why}, {measured[kind]:.2f}x"
-        else:
-            wanted = zeros >= min_sparsity
         if wanted:
             _put(made.base_model.encoder, name, SparseLinear.of(weight, linear.bias))
             found[name] = sizes(weight)
@@ -126,7 +131,7 @@ def to_sparse(model: Model, min_sparsity: float | None = None) -> Model:
             dense[name] = why
     if not found:
         raise ValueError(
-            f"no layer of the encoder would be faster sparse ({next(iter(dense.values()))}); prune further"
+            f"no layer of the encoder would be smaller and faster sparse ({next(iter(dense.values()))}); prune further"
         )
     if dense:
         logger.warning("%d of %d layers stay dense: %s", len(dense), len(dense) + len(found), dense)

@@ -109,6 +109,7 @@ def test_from_80_percent_on_the_pruned_matrices_take_at_most_half_their_dense_by
     for name in prunable(dict(dense.named_parameters())):
         layer = layers.get_submodule(name.removeprefix("bert.encoder.").removesuffix(".weight"))
         stored = sum(t.numel() * t.element_size() for t in (layer.values, layer.indices, layer.row_pointers))
+        assert sparse.stored_bytes(layer.weight) == stored
         rows, columns = layer.shape
         assert stored <= rows * columns * 4 / 2, (name, stored)
 
