@@ -1,7 +1,7 @@
 """The pictures of all stages, in one style: each function takes data and returns a figure of notebook width."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from math import ceil
 from typing import ParamSpec
@@ -254,6 +254,28 @@ def latency_bars(table: pd.DataFrame) -> Figure:
 def _conditions(table: pd.DataFrame) -> str:
     stated = [("batch_size", "batch {}"), ("seq_len", "{} tokens"), ("threads", "threads: {}")]
     return ", ".join(text.format(table[n].iloc[0]) for n, text in stated if n in table and table[n].nunique() == 1)
+
+
+@_styled
+def speedup_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """How many times faster than dense, over the share of zeros; a line at 1.
+
+    curves: by name, points (per cent of zeros, ratio) in rising order.
+    """
+    figure = Chart()
+    ax = figure.subplots()
+    for (name, points), color, (marker, size) in zip(curves.items(), COLORS.values(), MARKERS.values(), strict=False):
+        zeros, ratios = zip(*points, strict=True)
+        ax.plot(zeros, ratios, marker=marker, markersize=size, color=color, label=name, markeredgecolor="white")
+    ax.axhline(1, color="0.3", linewidth=1, linestyle="--")
+    ax.annotate("as fast as dense", (ax.get_xlim()[0], 1), xytext=(4, 4), textcoords="offset points", fontsize=9)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel="zeros (%)", ylabel="times as fast as the fastest dense product")
+    ax.legend(frameon=False)
+    return figure
 
 
 @_styled
