@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from compresskit.kernels.numba_vectors import (
     BLOCK,
+    add,
     add_dots,
     copy_element,
     fma,
@@ -59,37 +60,35 @@ def linear(
 ) -> Tensor:
     """The weight's product with x, (K, T) if feature_major else (T, K), in float32 or bfloat16.
 
-    values, bias: float32; the other parts of the weight as in SparseWeight.  Returns (N, T) or (T, N), of x's dtype.
+    values, bias: float32; values, indices and row_pointers as in SparseWeight.  Returns (N, T) or (T, N), of x's dtype.
     """
-    x, values, indices, row_pointers = (tensor.contiguous() for tensor in (x, values, indices, row_pointers))
-    bias = None if bias is None else bias.contiguous()
-    (rows, columns), block, element = shape, values.shape[1], x.element_size()
+    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+    rows, columns = shape
+    block, element = values.shape[1], x.element_size()
+    row_blocks = rows // block
     tokens = x.shape[1 if feature_major else 0]
-    out = empty_output(*(rows, tokens) if feature_major else (tokens, rows), x.dtype)
-    parts = column_blocks(columns, rows // block, len(row_pointers))
-    packed = not feature_major or tokens not in TILES
-    x_room = x.new_empty(parts[0].stop * TILES[0]) if packed else x
-    out_room = x.new_empty(rows * TILES[0]) if packed else out
-    sums = torch.empty(rows * TILES[0]) if len(parts) > 1 else out
+    out = empty_output((rows, tokens) if feature_major else (tokens, rows), x.dtype)
+    parts = column_blocks(columns, row_blocks, len(row_pointers))
+    x_room = out_room = sums = out
+    if not feature_major or tokens not in TILES:
+        x_room, out_room = (x.new_empty(features * TILES[0]) for features in (parts[0].stop, rows))
+    if len(parts) > 1:
+        sums = torch.empty(rows * TILES[0])
     weight = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr(), sums.data_ptr())
-    pointers, last = row_pointers.data_ptr(), parts[-1]
+    pointers, last, work = row_pointers.data_ptr(), parts[-1], values.numel() * TILES[0] // len(parts)
 
-    for start, tile in tiles(tokens):
-        multiply = product(tile, min(tile, SUMS[block]), block, x.dtype == torch.bfloat16)
+    for start, tile, multiply in products(tokens, SUMS[block], block, x.dtype):
         whole = feature_major and start + tile <= tokens
         to = (out.data_ptr() + start * element, tokens * element) if whole else (out_room.data_ptr(), tile * element)
         for part in parts:
             x_tile = tile_of(x, part, start, tile, feature_major, x_room)
-            given = (x_tile, *weight, pointers + part.pointers, *to, rows // block)
-            step = (part.start == 0, part is last, part is last and gelu)
-            in_chunks(multiply, (*given, *step), rows // block, values.numel() * tile // len(parts))
-        if not whole:
-            count = min(tile, tokens - start)
-            if feature_major:
-                out[:, start:] = matrix(out_room, rows, tile)[:, :count]
-            else:
-                goal = (out.data_ptr() + start * rows * element, rows * element)
-                transposition(element)(*to, *goal, rows, count)
+            step = (row_blocks, part.start == 0, part is last, part is last and gelu)
+            in_chunks(multiply, (x_tile, *weight, pointers + part.pointers, *to, *step), row_blocks, work)
+        if not feature_major:
+            goal = (out.data_ptr() + start * rows * element, rows * element)
+            transposition(element)(*to, *goal, rows, min(tile, tokens - start))
+        elif not whole:
+            out[:, start:] = matrix(out_room, rows, tile)[:, : tokens - start]
     return out
 
 
@@ -108,24 +107,18 @@ def sampled_product(
     upstream, x: (N, T) and (K, T) if feature_major, else (T, N) and (T, K).
     """
     upstream, x = (tensor.float().contiguous() for tensor in (upstream, x))
-    indices, row_pointers = indices.contiguous(), row_pointers.contiguous()
     rows, columns = shape
     parts = column_blocks(columns, rows // block, len(row_pointers))
     x_room, upstream_room = (torch.empty(features * TILES[0]) for features in (parts[0].stop, rows))
     found = torch.zeros(len(indices), block)
+    weight, all_rows = (indices.data_ptr(), found.data_ptr()), ColumnBlock(0, rows, 0)
+    pointers, work = row_pointers.data_ptr(), found.numel() * TILES[0] // len(parts)
     for start, tile in tiles(x.shape[1 if feature_major else 0]):
         accumulate = products_of_pairs(tile, min(tile, SUMS[block]), block)
-        upstream_tile = tile_of(upstream, ColumnBlock(0, rows, 0), start, tile, feature_major, upstream_room)
+        upstream_tile = tile_of(upstream, all_rows, start, tile, feature_major, upstream_room)
         for part in parts:
             x_tile = tile_of(x, part, start, tile, feature_major, x_room)
-            given = (
-                upstream_tile,
-                x_tile,
-                indices.data_ptr(),
-                found.data_ptr(),
-                row_pointers.data_ptr() + part.pointers,
-            )
-            in_chunks(accumulate, given, rows // block, found.numel() * tile // len(parts))
+            in_chunks(accumulate, (upstream_tile, x_tile, *weight, pointers + part.pointers), rows // block, work)
     return found
 
 
@@ -178,21 +171,23 @@ def matrix(room: Tensor, rows: int, columns: int) -> Tensor:
     return room.as_strided((rows, columns), (columns, 1))
 
 
-def empty_output(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+def empty_output(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Memory for the result. Above 32 MiB torch's comes in new pages of 4 KiB at every call, and to map them takes as
     long as the product; numpy asks for large pages, a fifth of the time.
     """
-    size = rows * columns * dtype.itemsize
+    size = shape[0] * shape[1] * dtype.itemsize
     if size <= 32 << 20:
-        return torch.empty(rows, columns, dtype=dtype)
+        return torch.empty(shape, dtype=dtype)
     memory = torch.from_numpy(np.empty(size + 64, np.uint8))
     aligned = -memory.data_ptr() % 64
-    return memory[aligned : aligned + size].view(dtype).view(rows, columns)
+    return memory[aligned : aligned + size].view(dtype).view(shape)
 
 
 def in_chunks(kernel: Callable[..., None], given: Sequence[Any], rows: int, work: int) -> None:
     """kernel(*given, first, last) over all rows, a chunk to each of torch's threads if so many multiply-adds pay it."""
-    threads = torch.get_num_threads() if work >= PARALLEL else 1
+    threads = torch.get_num_threads()
+    if threads == 1 or work < PARALLEL:
+        return kernel(*given, 0, rows)
     bounds = [rows * i // threads for i in range(threads + 1)]
     others = [pool(os.getpid(), threads - 1).submit(kernel, *given, *bounds[i : i + 2]) for i in range(1, threads)]
     kernel(*given, *bounds[:2])
@@ -204,6 +199,14 @@ def in_chunks(kernel: Callable[..., None], given: Sequence[Any], rows: int, work
 def pool(process: int, workers: int) -> ThreadPoolExecutor:
     """Threads of this process: a forked one inherits none."""
     return ThreadPoolExecutor(workers, "sparse_linear")
+
+
+@lru_cache(maxsize=4096)
+def products(tokens: int, sums: int, block: int, dtype: torch.dtype) -> list[tuple[int, int, Any]]:
+    """First token, size and kernel of every tile."""
+    return [
+        (start, tile, product(tile, min(tile, sums), block, dtype == torch.bfloat16)) for start, tile in tiles(tokens)
+    ]
 
 
 @cache
@@ -221,12 +224,7 @@ def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
             start, stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
             for token in range(0, tile, lanes):
                 kept = sums + 4 * block * (row * tile + token)
-                if not is_first:
-                    acc = load(size, kept)
-                elif bias:
-                    acc = splat(lanes, block, bias + 4 * block * row)
-                else:
-                    acc = zeros(size)
+                acc = zeros(size) if is_first else load(size, kept)
                 for p in range(start, stop):
                     if lanes == tile:  # else a row's other tokens have brought the line
                         ahead = x + row_bytes * load_uint16(indices + 2 * min(p + AHEAD, last))
@@ -238,6 +236,8 @@ def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
                 if not is_last:
                     store(kept, acc)
                 else:
+                    if bias:
+                        acc = add(acc, splat(lanes, block, bias + 4 * block * row))
                     if activate:
                         acc = gelu(acc)
                     store_tile(lanes, bfloat16, out + block * row * out_stride + token_bytes * token, out_stride, acc)
@@ -269,7 +269,7 @@ def packing(tile_bytes: int) -> Any:
 
     @njit(nogil=True, cache=True)
     def pack(source, stride, target, rows):
-        for row in range(rows):
+        for _ in range(rows):
             for line in range(0, tile_bytes, 128):
                 prefetch(source + distance * stride + line)
             store(target, load(size, source))

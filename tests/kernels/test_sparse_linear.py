@@ -336,6 +336,7 @@ def test_a_block_that_does_not_divide_the_rows_is_refused(block):
         ("row_pointers", torch.tensor([0, 3], dtype=torch.int32), "do not belong together"),
         ("values", torch.ones(2, 1), "do not belong together"),
         ("values", torch.ones(3, 3), "blocks are of"),
+        ("values", torch.ones(3, 2)[:, :1], "must be contiguous"),
         ("shape", (3, 2), "lead out of the weight"),
     ],
 )
