@@ -11,9 +11,10 @@ Letters: N output features (rows of the weight), K input features (its columns),
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,21 +72,18 @@ def linear(
     column_blocks = (len(row_pointers) - 1) * block // rows
     weight = (values.data_ptr(), indices.data_ptr(), row_pointers.data_ptr(), 0 if bias is None else bias.data_ptr())
     sizes = (tokens, columns, rows // block, column_blocks, feature_major, gelu)
-    start = 0
-    for tile in TILES:
-        stop = tokens - (tokens - start) % tile
-        if stop > start:
-            kernel = product(tile, min(tile, SUMS[block]), block, x.dtype == torch.bfloat16)
-            room = tile * (4 * rows + element * (-(-columns // column_blocks) + TURNED))
-            by = tile if stop - start > tile else 0
-            chunks = chunks_of(start, stop, rows // block, by, values.numel() * (stop - start))
-            run(kernel, (x.data_ptr(), *weight, out.data_ptr(), *sizes), room, chunks)
-            start = stop
-    if start < tokens:
-        rest = (..., slice(start, None)) if feature_major else (slice(start, None),)
+    features = -(-columns // column_blocks)
+    stop = 0
+    for start, stop, tile in spans(tokens):
+        kernel = product(tile, min(tile, SUMS[block]), block, x.dtype == torch.bfloat16)
+        room = tile * (element * (features + TURNED) + (4 * rows if column_blocks > 1 else 0))
+        chunks = chunks_of(start, stop, tile, rows // block, values.numel())
+        run(kernel, (x.data_ptr(), *weight, out.data_ptr(), *sizes), room, chunks)
+    if stop < tokens:
+        rest = (..., slice(stop, None)) if feature_major else (slice(stop, None),)
         more = padded(x[rest], feature_major)
         y = linear(more, values, indices, row_pointers, bias, shape, gelu=gelu, feature_major=feature_major)
-        out[rest] = y[:, : tokens - start] if feature_major else y[: tokens - start]
+        out[rest] = y[:, : tokens - stop] if feature_major else y[: tokens - stop]
     return out
 
 
@@ -103,32 +101,35 @@ def sampled_product(
 
     upstream, x: (N, T) and (K, T) if feature_major, else (T, N) and (T, K).
     """
-    upstream, x = (tensor.float().contiguous() for tensor in (upstream, x))
+    upstream, x = (padded(states.float(), feature_major).contiguous() for states in (upstream, x))
     rows, columns = shape
     tokens = x.shape[1 if feature_major else 0]
-    if tokens % TILES[-1]:
-        upstream, x = (padded(states, feature_major) for states in (upstream, x))
-        tokens = x.shape[1 if feature_major else 0]
     found = torch.zeros(len(indices), block)
     column_blocks = (len(row_pointers) - 1) * block // rows
+    features = -(-columns // column_blocks)
     addresses = [tensor.data_ptr() for tensor in (upstream, x, indices, row_pointers, found)]
     sizes = (tokens, columns, rows // block, column_blocks, feature_major)
+    for start, stop, tile in spans(tokens):
+        kernel = products_of_pairs(tile, min(tile, SUMS[block]), block)
+        chunks = chunks_of(start, stop, stop - start, rows // block, found.numel())  # all tokens add to the same sums
+        run(kernel, (*addresses, *sizes), 4 * tile * (rows + features), chunks)
+    return found
+
+
+def spans(tokens: int) -> Iterator[tuple[int, int, int]]:
+    """First token, last token and tile of those that fill tiles of each size, the largest first."""
     start = 0
     for tile in TILES:
         stop = tokens - (tokens - start) % tile
-        if stop > start:
-            kernel = products_of_pairs(tile, min(tile, SUMS[block]), block)
-            room = 4 * tile * (rows + -(-columns // column_blocks))
-            chunks = chunks_of(start, stop, rows // block, 0, found.numel() * (stop - start))
-            run(kernel, (*addresses, *sizes), room, chunks)
+        if start < stop:
+            yield start, stop, tile
             start = stop
-    return found
 
 
 def padded(states: Tensor, feature_major: bool) -> Tensor:
     """With tokens of zeros up to a whole number of the smallest tiles."""
     more = -states.shape[1 if feature_major else 0] % TILES[-1]
-    return F.pad(states, (0, more) if feature_major else (0, 0, 0, more))
+    return F.pad(states, (0, more) if feature_major else (0, 0, 0, more)) if more else states
 
 
 def empty_output(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -146,16 +147,15 @@ def empty_output(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
 Chunk = tuple[int, int, int, int]  # first token, last token, first block of rows, last block of rows
 
 
-def chunks_of(start: int, stop: int, row_blocks: int, tile: int, work: int) -> list[Chunk]:
-    """One chunk for each of torch's threads, if so many multiply-adds pay it: of whole tiles, or of rows if tile is 0."""
-    threads = torch.get_num_threads() if work >= PARALLEL else 1
-    if threads == 1:
-        return [(start, stop, 0, row_blocks)]
-    if tile:
-        bounds = [start + (stop - start) // tile * i // threads * tile for i in range(threads + 1)]
-        return [(*bounds[i : i + 2], 0, row_blocks) for i in range(threads)]
-    bounds = [row_blocks * i // threads for i in range(threads + 1)]
-    return [(start, stop, *bounds[i : i + 2]) for i in range(threads)]
+def chunks_of(start: int, stop: int, tile: int, row_blocks: int, values: int) -> list[Chunk]:
+    """One chunk for each of torch's threads, if there is work enough: of rows, or of tokens if tiles are many."""
+    threads = torch.get_num_threads() if values * (stop - start) >= PARALLEL else 1
+    tiles = (stop - start) // tile
+    by_tokens = tiles >= 4 * threads
+    ends = [(tiles if by_tokens else row_blocks) * i // threads for i in range(threads + 1)]
+    if by_tokens:
+        return [(start + tile * a, start + tile * b, 0, row_blocks) for a, b in pairwise(ends)]
+    return [(start, stop, a, b) for a, b in pairwise(ends)]
 
 
 def run(kernel: Callable[..., None], given: Sequence[Any], room_bytes: int, chunks: Sequence[Chunk]) -> None:
@@ -183,14 +183,16 @@ def transpose(source, source_stride, target, target_stride, rows, columns, eleme
     whole_rows, whole_columns = rows - rows % BLOCK, columns - columns % BLOCK
     for column in range(0, whole_columns, BLOCK):
         for row in range(0, whole_rows, BLOCK):
-            place, goal = source + row * source_stride + column * element, target + column * target_stride + row * element
+            place = source + row * source_stride + column * element
+            goal = target + column * target_stride + row * element
             if element == 4:
                 transpose_block(4, place, source_stride, goal, target_stride)
             else:
                 transpose_block(2, place, source_stride, goal, target_stride)
     for row in range(rows):
         for column in range(whole_columns if row < whole_rows else 0, columns):
-            place, goal = source + row * source_stride + column * element, target + column * target_stride + row * element
+            place = source + row * source_stride + column * element
+            goal = target + column * target_stride + row * element
             if element == 4:
                 copy_element(4, place, goal)
             else:
@@ -221,7 +223,8 @@ def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
 
     @njit(nogil=True, cache=True)
     def multiply(
-        x, values, indices, row_pointers, bias, out, tokens, columns, row_blocks, column_blocks, feature_major, activate,
+        x, values, indices, row_pointers, bias, out,
+        tokens, columns, row_blocks, column_blocks, feature_major, activate,
         room, start, stop, begin, end,
     ):  # fmt: skip
         width = (columns + column_blocks - 1) // column_blocks
@@ -236,7 +239,18 @@ def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
                 if feature_major and tokens == tile:
                     tile_x = x + row_bytes * first
                 else:
-                    pack(x, feature_major, tokens, columns, token, tile, first, min(first + width, columns), element, packed)
+                    pack(
+                        x,
+                        feature_major,
+                        tokens,
+                        columns,
+                        token,
+                        tile,
+                        first,
+                        min(first + width, columns),
+                        element,
+                        packed,
+                    )
                 for row in range(begin, end):
                     p_start, p_stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
                     for lane in range(0, tile, lanes):
@@ -278,16 +292,29 @@ def products_of_pairs(tile: int, lanes: int, block: int) -> Any:
 
     @njit(nogil=True, cache=True)
     def accumulate(
-        upstream, x, indices, row_pointers, found, tokens, columns, row_blocks, column_blocks, feature_major,
+        upstream, x, indices, row_pointers, found,
+        tokens, columns, row_blocks, column_blocks, feature_major,
         room, start, stop, begin, end,
     ):  # fmt: skip
         width = (columns + column_blocks - 1) // column_blocks
         rows, packed = room, room + 4 * tile * row_blocks * block
         for token in range(start, stop, tile):
             first_row = rows + 4 * tile * block * begin
-            pack(upstream, feature_major, tokens, row_blocks * block, token, tile, block * begin, block * end, 4, first_row)
+            pack(
+                upstream,
+                feature_major,
+                tokens,
+                row_blocks * block,
+                token,
+                tile,
+                block * begin,
+                block * end,
+                4,
+                first_row,
+            )
             for column_block in range(column_blocks):
                 pointers = row_pointers + 4 * row_blocks * column_block
+                last_value = load_int32(pointers + 4 * row_blocks) - 1
                 first = width * column_block
                 pack(x, feature_major, tokens, columns, token, tile, first, min(first + width, columns), 4, packed)
                 for row in range(begin, end):
@@ -295,6 +322,10 @@ def products_of_pairs(tile: int, lanes: int, block: int) -> Any:
                     for lane in range(0, tile, lanes):
                         g = load_rows(lanes, block, rows + 4 * (tile * block * row + lane), 4 * tile)
                         for p in range(p_start, p_stop):
+                            if lanes == tile:
+                                ahead = packed + 4 * tile * load_uint16(indices + 2 * min(p + AHEAD, last_value))
+                                prefetch(ahead)
+                                prefetch(ahead + 2 * tile)
                             column = packed + 4 * (tile * load_uint16(indices + 2 * p) + lane)
                             add_dots(lanes, found + 4 * block * p, g, load_tile(lanes, block, False, column))
 

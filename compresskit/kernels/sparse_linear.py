@@ -237,7 +237,7 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     x, values, indices, row_pointers, order, *transposed = ctx.saved_tensors
     dx = dvalues = dbias = None
     if ctx.needs_input_grad[0]:
-        turned = values.flatten()[order, None]
+        turned = values.flatten().index_select(0, order)[:, None]
         dx = product(upstream, turned, *transposed, None, None, None, None, ctx.shape[::-1], ctx.feature_major)
     if ctx.needs_input_grad[1]:
         found = sampled(upstream, x, indices, row_pointers, ctx.shape, values.shape[1], ctx.feature_major)
