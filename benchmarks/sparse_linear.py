@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -251,7 +252,7 @@ def first_call() -> Results:
 
 
 PARTS: dict[str, Callable[[], Results]] = {
-    **{f"T={tokens}": lambda tokens=tokens: feature_major(tokens) for tokens in (128, 384, 1024, 4096)},
+    **{f"T={tokens}": partial(feature_major, tokens) for tokens in (128, 384, 1024, 4096)},
     "row-major": row_major,
     "bfloat16": bfloat16,
     "sparsities": sparsities,

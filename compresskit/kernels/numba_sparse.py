@@ -1,9 +1,9 @@
 """The numba version of sparse_linear.py: products of a pruned weight on the CPU, compiled on first use.
 
 Activations are worked on in tiles of up to 128 consecutive tokens. The sums of one output row over a tile stay in
-registers while each of the row's weights is multiplied with the tile row of its feature; the tile rows lie in the
-second-level cache (benchmarks/sparse_linear.py has the figures). Compiled code is kept on disk, beside this file or in
-the user's cache folder, and made anew when this file changes.
+registers while each of the row's values is multiplied with the tile row of its feature; the tile rows of one block of
+columns lie in the second-level cache, whose rate is the limit. Compiled code is kept on disk, beside this file or in
+the user's cache folder, and made anew when this file changes (touch it after a change of numba_vectors.py).
 
 Letters: N output features (rows of the weight), K input features (its columns), T tokens.
 """
@@ -14,16 +14,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from llvmlite.binding import get_host_cpu_features
 from numba import njit
 from torch import Tensor
 
 from compresskit.kernels.numba_vectors import (
     BLOCK,
+    add,
     add_dots,
     copy_element,
     fma,
@@ -41,8 +44,9 @@ from compresskit.kernels.numba_vectors import (
     zeros,
 )
 
-TILES = (128, 64, 32, 16)  # tokens; the last is also the room for fewer
+TILES = (128, 64, 32)  # tokens
 AHEAD = 12  # nonzeros: how early the cache is asked for activations, 9 % faster than without
+TURNED = 64  # output rows that are turned to row-major at once, from the first-level cache
 PARALLEL = 4_000_000  # multiply-adds; fewer are done before a second thread has begun
 
 
@@ -59,37 +63,27 @@ def linear(
 ) -> Tensor:
     """The weight's product with x, (K, T) if feature_major else (T, K), in float32 or bfloat16.
 
-    values, bias: float32; the other parts of the weight as in SparseWeight.  Returns (N, T) or (T, N), of x's dtype.
+    values, bias: float32; values, indices and row_pointers as in SparseWeight.  Returns (N, T) or (T, N), of x's dtype.
     """
-    x, values, indices, row_pointers = (tensor.contiguous() for tensor in (x, values, indices, row_pointers))
-    bias = None if bias is None else bias.contiguous()
+    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
     (rows, columns), block, element = shape, values.shape[1], x.element_size()
     tokens = x.shape[1 if feature_major else 0]
-    out = empty_output(*(rows, tokens) if feature_major else (tokens, rows), x.dtype)
-    parts = column_blocks(columns, rows // block, len(row_pointers))
-    packed = not feature_major or tokens not in TILES
-    x_room = x.new_empty(parts[0].stop * TILES[0]) if packed else x
-    out_room = x.new_empty(rows * TILES[0]) if packed else out
-    sums = torch.empty(rows * TILES[0]) if len(parts) > 1 else out
-    weight = (values.data_ptr(), indices.data_ptr(), 0 if bias is None else bias.data_ptr(), sums.data_ptr())
-    pointers, last = row_pointers.data_ptr(), parts[-1]
-
-    for start, tile in tiles(tokens):
-        multiply = product(tile, min(tile, SUMS[block]), block, x.dtype == torch.bfloat16)
-        whole = feature_major and start + tile <= tokens
-        to = (out.data_ptr() + start * element, tokens * element) if whole else (out_room.data_ptr(), tile * element)
-        for part in parts:
-            x_tile = tile_of(x, part, start, tile, feature_major, x_room)
-            given = (x_tile, *weight, pointers + part.pointers, *to, rows // block)
-            step = (part.start == 0, part is last, part is last and gelu)
-            in_chunks(multiply, (*given, *step), rows // block, values.numel() * tile // len(parts))
-        if not whole:
-            count = min(tile, tokens - start)
-            if feature_major:
-                out[:, start:] = matrix(out_room, rows, tile)[:, :count]
-            else:
-                goal = (out.data_ptr() + start * rows * element, rows * element)
-                transposition(element)(*to, *goal, rows, count)
+    out = empty_output((rows, tokens) if feature_major else (tokens, rows), x.dtype)
+    column_blocks = (len(row_pointers) - 1) * block // rows
+    weight = (values.data_ptr(), indices.data_ptr(), row_pointers.data_ptr(), 0 if bias is None else bias.data_ptr())
+    sizes = (tokens, columns, rows // block, column_blocks, feature_major, gelu)
+    features = -(-columns // column_blocks)
+    stop = 0
+    for start, stop, tile in spans(tokens):
+        kernel = product(tile, min(tile, SUMS[block]), block, x.dtype == torch.bfloat16)
+        room = tile * (element * (features + TURNED) + (4 * rows if column_blocks > 1 else 0))
+        chunks = chunks_of(start, stop, tile, rows // block, values.numel())
+        run(kernel, (x.data_ptr(), *weight, out.data_ptr(), *sizes), room, chunks)
+    if stop < tokens:
+        rest = (..., slice(stop, None)) if feature_major else (slice(stop, None),)
+        more = padded(x[rest], feature_major)
+        y = linear(more, values, indices, row_pointers, bias, shape, gelu=gelu, feature_major=feature_major)
+        out[rest] = y[:, : tokens - stop] if feature_major else y[: tokens - stop]
     return out
 
 
@@ -107,95 +101,72 @@ def sampled_product(
 
     upstream, x: (N, T) and (K, T) if feature_major, else (T, N) and (T, K).
     """
-    upstream, x = (tensor.float().contiguous() for tensor in (upstream, x))
-    indices, row_pointers = indices.contiguous(), row_pointers.contiguous()
+    upstream, x = (padded(states.float(), feature_major).contiguous() for states in (upstream, x))
     rows, columns = shape
-    parts = column_blocks(columns, rows // block, len(row_pointers))
-    x_room, upstream_room = (torch.empty(features * TILES[0]) for features in (parts[0].stop, rows))
+    tokens = x.shape[1 if feature_major else 0]
     found = torch.zeros(len(indices), block)
-    for start, tile in tiles(x.shape[1 if feature_major else 0]):
-        accumulate = products_of_pairs(tile, min(tile, SUMS[block]), block)
-        upstream_tile = tile_of(upstream, ColumnBlock(0, rows, 0), start, tile, feature_major, upstream_room)
-        for part in parts:
-            x_tile = tile_of(x, part, start, tile, feature_major, x_room)
-            given = (
-                upstream_tile,
-                x_tile,
-                indices.data_ptr(),
-                found.data_ptr(),
-                row_pointers.data_ptr() + part.pointers,
-            )
-            in_chunks(accumulate, given, rows // block, found.numel() * tile // len(parts))
+    column_blocks = (len(row_pointers) - 1) * block // rows
+    features = -(-columns // column_blocks)
+    addresses = [tensor.data_ptr() for tensor in (upstream, x, indices, row_pointers, found)]
+    sizes = (tokens, columns, rows // block, column_blocks, feature_major)
+    for start, stop, tile in spans(tokens):
+        kernel = products_of_pairs(tile, min(tile, SUMS[block]), block)
+        chunks = chunks_of(start, stop, stop - start, rows // block, found.numel())  # all tokens add to the same sums
+        run(kernel, (*addresses, *sizes), 4 * tile * (rows + features), chunks)
     return found
 
 
-class ColumnBlock(NamedTuple):
-    """Features from `start` to `stop`; their row pointers begin `pointers` bytes after the first."""
-
-    start: int
-    stop: int
-    pointers: int
-
-
-@cache
-def column_blocks(columns: int, row_blocks: int, pointers: int) -> list[ColumnBlock]:
-    """All blocks of columns of a weight with so many columns, blocks of rows, and row pointers."""
-    count = (pointers - 1) // row_blocks
-    width = -(-columns // count)
-    return [ColumnBlock(i * width, min((i + 1) * width, columns), 4 * i * row_blocks) for i in range(count)]
-
-
-def tiles(tokens: int) -> Iterator[tuple[int, int]]:
-    """First token and size of each tile; only the last may reach beyond the end."""
+def spans(tokens: int) -> Iterator[tuple[int, int, int]]:
+    """First token, last token and tile of those that fill tiles of each size, the largest first."""
     start = 0
-    while start < tokens:
-        tile = next((tile for tile in TILES if tile <= tokens - start), TILES[-1])
-        yield start, tile
-        start += tile
+    for tile in TILES:
+        stop = tokens - (tokens - start) % tile
+        if start < stop:
+            yield start, stop, tile
+            start = stop
 
 
-def tile_of(states: Tensor, part: ColumnBlock, start: int, tile: int, feature_major: bool, room: Tensor) -> int:
-    """Address of (features, tile) of (K, T) or (T, K), contiguous, with zeros beyond the last token; made in room."""
-    tokens, element = states.shape[1 if feature_major else 0], states.element_size()
-    source, stride = states.data_ptr(), states.stride(0) * element
-    if feature_major and tile == tokens:
-        return source + part.start * stride
-    target, features = room.data_ptr(), part.stop - part.start
-    if start + tile > tokens:
-        room.zero_()
-    if not feature_major:
-        place = source + start * stride + part.start * element
-        transposition(element)(place, stride, target, tile * element, min(tile, tokens - start), features)
-    elif start + tile > tokens:
-        matrix(room, features, tile)[:, : tokens - start] = states[part.start : part.stop, start:]
-    else:
-        packing(tile * element)(source + part.start * stride + start * element, stride, target, features)
-    return target
+def padded(states: Tensor, feature_major: bool) -> Tensor:
+    """With tokens of zeros up to a whole number of the smallest tiles."""
+    more = -states.shape[1 if feature_major else 0] % TILES[-1]
+    return F.pad(states, (0, more) if feature_major else (0, 0, 0, more)) if more else states
 
 
-def matrix(room: Tensor, rows: int, columns: int) -> Tensor:
-    """The first rows·columns numbers of room."""
-    return room.as_strided((rows, columns), (columns, 1))
-
-
-def empty_output(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+def empty_output(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Memory for the result. Above 32 MiB torch's comes in new pages of 4 KiB at every call, and to map them takes as
     long as the product; numpy asks for large pages, a fifth of the time.
     """
-    size = rows * columns * dtype.itemsize
+    size = shape[0] * shape[1] * dtype.itemsize
     if size <= 32 << 20:
-        return torch.empty(rows, columns, dtype=dtype)
+        return torch.empty(shape, dtype=dtype)
     memory = torch.from_numpy(np.empty(size + 64, np.uint8))
     aligned = -memory.data_ptr() % 64
-    return memory[aligned : aligned + size].view(dtype).view(rows, columns)
+    return memory[aligned : aligned + size].view(dtype).view(shape)
 
 
-def in_chunks(kernel: Callable[..., None], given: Sequence[Any], rows: int, work: int) -> None:
-    """kernel(*given, first, last) over all rows, a chunk to each of torch's threads if so many multiply-adds pay it."""
-    threads = torch.get_num_threads() if work >= PARALLEL else 1
-    bounds = [rows * i // threads for i in range(threads + 1)]
-    others = [pool(os.getpid(), threads - 1).submit(kernel, *given, *bounds[i : i + 2]) for i in range(1, threads)]
-    kernel(*given, *bounds[:2])
+Chunk = tuple[int, int, int, int]  # first token, last token, first block of rows, last block of rows
+
+
+def chunks_of(start: int, stop: int, tile: int, row_blocks: int, values: int) -> list[Chunk]:
+    """One chunk for each of torch's threads, if there is work enough: of rows, or of tokens if tiles are many."""
+    threads = torch.get_num_threads() if values * (stop - start) >= PARALLEL else 1
+    tiles = (stop - start) // tile
+    by_tokens = tiles >= 4 * threads
+    ends = [(tiles if by_tokens else row_blocks) * i // threads for i in range(threads + 1)]
+    if by_tokens:
+        return [(start + tile * a, start + tile * b, 0, row_blocks) for a, b in pairwise(ends)]
+    return [(start, stop, a, b) for a, b in pairwise(ends)]
+
+
+def run(kernel: Callable[..., None], given: Sequence[Any], room_bytes: int, chunks: Sequence[Chunk]) -> None:
+    """kernel(*given, room, *chunk) for every chunk, each in a thread and with room of its own."""
+
+    def work_on(chunk: Chunk) -> None:
+        room = torch.empty(room_bytes, dtype=torch.uint8)
+        kernel(*given, room.data_ptr(), *chunk)
+
+    others = [pool(os.getpid(), len(chunks) - 1).submit(work_on, chunk) for chunk in chunks[1:]]
+    work_on(chunks[0])
     for other in others:
         other.result()
 
@@ -206,97 +177,159 @@ def pool(process: int, workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "sparse_linear")
 
 
+@njit(nogil=True, cache=True)
+def transpose(source, source_stride, target, target_stride, rows, columns, element):
+    """Write a matrix of so many rows and columns, elements of 2 or 4 bytes, transposed."""
+    whole_rows, whole_columns = rows - rows % BLOCK, columns - columns % BLOCK
+    for column in range(0, whole_columns, BLOCK):
+        for row in range(0, whole_rows, BLOCK):
+            place = source + row * source_stride + column * element
+            goal = target + column * target_stride + row * element
+            if element == 4:
+                transpose_block(4, place, source_stride, goal, target_stride)
+            else:
+                transpose_block(2, place, source_stride, goal, target_stride)
+    for row in range(rows):
+        for column in range(whole_columns if row < whole_rows else 0, columns):
+            place = source + row * source_stride + column * element
+            goal = target + column * target_stride + row * element
+            if element == 4:
+                copy_element(4, place, goal)
+            else:
+                copy_element(2, place, goal)
+
+
+@njit(nogil=True, cache=True)
+def pack(states, feature_major, tokens, features, token, tile, first, last, element, room):
+    """Write (features, tile) of states, (features, tokens) if feature_major else (tokens, features), side by side."""
+    if feature_major:
+        stride = tokens * element
+        for feature in range(first, last):
+            source = states + feature * stride + token * element
+            for line in range(0, tile * element, 64):
+                prefetch(source + 16 * stride + line)
+                store(room + line, load(16, source + line))
+            room += tile * element
+    else:
+        source = states + (token * features + first) * element
+        transpose(source, features * element, room, tile * element, tile, last - first, element)
+
+
 @cache
 def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
     """The compiled product for tiles of `tile` tokens: the sums of `lanes` tokens by `block` rows stay in registers."""
-    token_bytes = 2 if bfloat16 else 4
-    row_bytes, size = tile * token_bytes, lanes * block
+    element = 2 if bfloat16 else 4
+    row_bytes, size = tile * element, lanes * block
 
     @njit(nogil=True, cache=True)
     def multiply(
-        x, values, indices, bias, sums, pointers, out, out_stride, row_blocks, is_first, is_last, activate, begin, end
-    ):
-        last = load_int32(pointers + 4 * row_blocks) - 1
-        for row in range(begin, end):
-            start, stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
-            for token in range(0, tile, lanes):
-                kept = sums + 4 * block * (row * tile + token)
-                if not is_first:
-                    acc = load(size, kept)
-                elif bias:
-                    acc = splat(lanes, block, bias + 4 * block * row)
+        x, values, indices, row_pointers, bias, out,
+        tokens, columns, row_blocks, column_blocks, feature_major, activate,
+        room, start, stop, begin, end,
+    ):  # fmt: skip
+        width = (columns + column_blocks - 1) // column_blocks
+        packed, turned, earlier = room, room + width * row_bytes, room + (width + TURNED) * row_bytes
+        for token in range(start, stop, tile):
+            for column_block in range(column_blocks):
+                is_last = column_block == column_blocks - 1
+                pointers = row_pointers + 4 * row_blocks * column_block
+                last_value = load_int32(pointers + 4 * row_blocks) - 1
+                first = width * column_block
+                tile_x = packed
+                if feature_major and tokens == tile:
+                    tile_x = x + row_bytes * first
                 else:
-                    acc = zeros(size)
-                for p in range(start, stop):
-                    if lanes == tile:  # else a row's other tokens have brought the line
-                        ahead = x + row_bytes * load_uint16(indices + 2 * min(p + AHEAD, last))
-                        prefetch(ahead)
-                        prefetch(ahead + row_bytes // 2)
-                    column = x + row_bytes * load_uint16(indices + 2 * p) + token_bytes * token
-                    weight = splat(lanes, block, values + 4 * block * p)
-                    acc = fma(weight, load_tile(lanes, block, bfloat16, column), acc)
-                if not is_last:
-                    store(kept, acc)
-                else:
-                    if activate:
-                        acc = gelu(acc)
-                    store_tile(lanes, bfloat16, out + block * row * out_stride + token_bytes * token, out_stride, acc)
+                    pack(
+                        x,
+                        feature_major,
+                        tokens,
+                        columns,
+                        token,
+                        tile,
+                        first,
+                        min(first + width, columns),
+                        element,
+                        packed,
+                    )
+                for row in range(begin, end):
+                    p_start, p_stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
+                    for lane in range(0, tile, lanes):
+                        sums = earlier + 4 * block * (row * tile + lane)
+                        acc = zeros(size) if column_block == 0 else load(size, sums)
+                        for p in range(p_start, p_stop):
+                            if lanes == tile:  # else the row's other tokens have brought the line
+                                ahead = tile_x + row_bytes * load_uint16(indices + 2 * min(p + AHEAD, last_value))
+                                prefetch(ahead)
+                                prefetch(ahead + row_bytes // 2)
+                            column = tile_x + row_bytes * load_uint16(indices + 2 * p) + element * lane
+                            weight = splat(lanes, block, values + 4 * block * p)
+                            acc = fma(weight, load_tile(lanes, block, bfloat16, column), acc)
+                        if not is_last:
+                            store(sums, acc)
+                            continue
+                        if bias:
+                            acc = add(acc, splat(lanes, block, bias + 4 * block * row))
+                        if activate:
+                            acc = gelu(acc)
+                        if feature_major:
+                            goal = out + element * (block * row * tokens + token + lane)
+                            store_tile(lanes, bfloat16, goal, element * tokens, acc)
+                        else:
+                            goal = turned + row_bytes * (block * (row - begin) % TURNED) + element * lane
+                            store_tile(lanes, bfloat16, goal, row_bytes, acc)
+                    ready = block * (row + 1 - begin)  # rows of this chunk
+                    if is_last and not feature_major and (ready % TURNED == 0 or row == end - 1):
+                        count = (ready - 1) % TURNED + 1
+                        goal = out + element * (token * row_blocks * block + block * (row + 1) - count)
+                        transpose(turned, row_bytes, goal, element * row_blocks * block, count, tile, element)
 
     return multiply
 
 
 @cache
 def products_of_pairs(tile: int, lanes: int, block: int) -> Any:
-    """The compiled sampled product of two tiles of `tile` tokens."""
+    """The compiled sampled product for tiles of `tile` tokens."""
 
     @njit(nogil=True, cache=True)
-    def accumulate(upstream, x, indices, found, pointers, begin, end):
-        for row in range(begin, end):
-            start, stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
-            for token in range(0, tile, lanes):
-                rows = load_rows(lanes, block, upstream + 4 * (tile * block * row + token), 4 * tile)
-                for p in range(start, stop):
-                    column = x + 4 * (tile * load_uint16(indices + 2 * p) + token)
-                    add_dots(lanes, found + 4 * block * p, rows, load_tile(lanes, block, False, column))
+    def accumulate(
+        upstream, x, indices, row_pointers, found,
+        tokens, columns, row_blocks, column_blocks, feature_major,
+        room, start, stop, begin, end,
+    ):  # fmt: skip
+        width = (columns + column_blocks - 1) // column_blocks
+        rows, packed = room, room + 4 * tile * row_blocks * block
+        for token in range(start, stop, tile):
+            first_row = rows + 4 * tile * block * begin
+            pack(
+                upstream,
+                feature_major,
+                tokens,
+                row_blocks * block,
+                token,
+                tile,
+                block * begin,
+                block * end,
+                4,
+                first_row,
+            )
+            for column_block in range(column_blocks):
+                pointers = row_pointers + 4 * row_blocks * column_block
+                last_value = load_int32(pointers + 4 * row_blocks) - 1
+                first = width * column_block
+                pack(x, feature_major, tokens, columns, token, tile, first, min(first + width, columns), 4, packed)
+                for row in range(begin, end):
+                    p_start, p_stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
+                    for lane in range(0, tile, lanes):
+                        g = load_rows(lanes, block, rows + 4 * (tile * block * row + lane), 4 * tile)
+                        for p in range(p_start, p_stop):
+                            if lanes == tile:
+                                ahead = packed + 4 * tile * load_uint16(indices + 2 * min(p + AHEAD, last_value))
+                                prefetch(ahead)
+                                prefetch(ahead + 2 * tile)
+                            column = packed + 4 * (tile * load_uint16(indices + 2 * p) + lane)
+                            add_dots(lanes, found + 4 * block * p, g, load_tile(lanes, block, False, column))
 
     return accumulate
-
-
-@cache
-def packing(tile_bytes: int) -> Any:
-    """The compiled copy of rows of `tile_bytes` bytes, a stride apart, to places side by side."""
-    size, distance = tile_bytes // 4, 16
-
-    @njit(nogil=True, cache=True)
-    def pack(source, stride, target, rows):
-        for row in range(rows):
-            for line in range(0, tile_bytes, 128):
-                prefetch(source + distance * stride + line)
-            store(target, load(size, source))
-            source += stride
-            target += tile_bytes
-
-    return pack
-
-
-@cache
-def transposition(element_bytes: int) -> Any:
-    """The compiled transposition of elements of 2 or 4 bytes."""
-
-    @njit(nogil=True, cache=True)
-    def turn(source, source_stride, target, target_stride, rows, columns):
-        whole_rows, whole_columns = rows - rows % BLOCK, columns - columns % BLOCK
-        for column in range(0, whole_columns, BLOCK):
-            for row in range(0, whole_rows, BLOCK):
-                place = source + row * source_stride + column * element_bytes
-                goal = target + column * target_stride + row * element_bytes
-                transpose_block(element_bytes, place, source_stride, goal, target_stride)
-        for row in range(rows):
-            for column in range(whole_columns if row < whole_rows else 0, columns):
-                place = source + row * source_stride + column * element_bytes
-                copy_element(element_bytes, place, target + column * target_stride + row * element_bytes)
-
-    return turn
 
 
 def _sums() -> dict[int, int]:

@@ -1,7 +1,7 @@
 """Vectors of a fixed number of float32 lanes inside numba functions, as LLVM has them.
 
-Plain loops over arrays reach an eighth of the CPU's rate; a loop whose variable is one wide vector keeps it in registers.
-LLVM splits a vector into as many registers as the CPU needs. Addresses are integers, strides bytes; nothing is checked.
+Plain loops over arrays reach an eighth of the CPU's rate; a loop whose variable is one wide vector keeps it in
+registers, of which LLVM takes as many as the CPU needs. Addresses are integers, strides bytes; nothing is checked.
 
 A *tile row* is the activations of one feature at `lanes` consecutive tokens. A vector holds `copies` of them one after
 the other, a copy for each of the output rows that share a weight's column. In bfloat16 two tokens lie in one 32-bit
@@ -13,14 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numba.extending
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.extending import register_model
 
-# erf(z) = z·p(2·(z/LIMIT)² − 1) for |z| ≤ LIMIT, a Chebyshev fit with weight z + 0.2: in float32 at most 1.9e-7 from the
-# true value, and 1 at LIMIT.
+intrinsic: Any = numba.extending.intrinsic  # its types do not know that a caller leaves out the typing context
+
+# erf(z) = z·p(2·(z/LIMIT)² − 1) for |z| ≤ LIMIT, a Chebyshev fit with weight z + 0.2: in float32 at most 1.9e-7 from
+# the true value, and 1 at LIMIT.
 LIMIT = 3.8
 ERF = (
     *(0.37210763, -0.18564121, 0.13773933, -0.11118526, 0.09083548, -0.07251931, 0.055042114, -0.038921636),
@@ -152,6 +155,16 @@ def fma(typingctx, a, b, c):
 
 
 @intrinsic
+def add(typingctx, a, b):
+    """a + b."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fadd(*args)
+
+    return a(a, a), codegen
+
+
+@intrinsic
 def gelu(typingctx, vector):
     """v/2·(1 + erf(v/√2)), 4e-7 at most from the true value; NaN stays NaN."""
 
@@ -274,7 +287,7 @@ def _concatenate(builder: Any, parts: Sequence[Any]) -> Any:
     """2ⁿ vectors as one; by pairs, which LLVM sees through."""
     while len(parts) > 1:
         lanes = range(2 * parts[0].type.count)
-        parts = [_shuffle(builder, *parts[i : i + 2], lanes) for i in range(0, len(parts), 2)]
+        parts = [_shuffle(builder, parts[i], parts[i + 1], lanes) for i in range(0, len(parts), 2)]
     return parts[0]
 
 

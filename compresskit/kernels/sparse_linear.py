@@ -3,9 +3,9 @@
     y = activation(W·x + b),   dx = Wᵀ·dy,   dW = dy·xᵀ where W has values and nowhere else
 
 A weight is stored by its values, in rows with 16-bit column numbers (CSR), one such matrix for every block of columns:
-the activations of one block stay in the second-level cache. Values may come in blocks of 4, 8 or 16 output features that
-share a column. Activations are fastest feature-major, (features, tokens): tokens lie side by side. Row-major ones are
-turned on the way. benchmarks/sparse_linear.py has the figures: at 95 % zeros 9 times as fast as the fastest dense product.
+the activations of one block stay in the second-level cache. Values may come in blocks of 4, 8 or 16 output features
+that share a column. Activations are fastest feature-major, (features, tokens): tokens lie side by side. Row-major ones
+are turned on the way. At 95 % zeros 7 to 9 times as fast as the fastest dense product (benchmarks/sparse_linear.py).
 
 Letters: N output features (rows of the weight), K input features (its columns), T tokens.
 """
@@ -56,26 +56,31 @@ class SparseWeight:
     def __post_init__(self) -> None:
         rows, columns = self.shape
         if self.values.ndim != 2 or self.block not in BLOCKS or rows < 1 or rows % self.block or columns < 1:
-            values = tuple(self.values.shape)
-            raise ValueError(
-                f"values {values} in a weight {self.shape}: blocks are of {BLOCKS} rows and divide them all"
-            )
-        if self.indices.dtype != torch.int16 or self.row_pointers.dtype != torch.int32:
-            found = f"{self.indices.dtype} and {self.row_pointers.dtype}"
+            raise ValueError(f"values {tuple(self.values.shape)}: blocks are of {BLOCKS} rows, and divide {self.shape}")
+        found = (self.indices.dtype, self.row_pointers.dtype)
+        if found != (torch.int16, torch.int32):
             raise ValueError(f"indices and row_pointers are {found}; expected torch.int16 and torch.int32")
-        count, pointers, row_blocks = len(self.values), self.row_pointers, rows // self.block
-        column_blocks = (len(pointers) - 1) // row_blocks
-        if len(self.indices) != count or len(pointers) != column_blocks * row_blocks + 1 or column_blocks < 1:
-            raise ValueError(
-                f"{count} values, {len(self.indices)} indices, {len(pointers)} row_pointers do not belong together"
-            )
-        inside = pointers[0] == 0 and pointers[-1] == count and bool((pointers.diff() >= 0).all())
-        if inside and count:
-            _, found_columns = places(self.indices, pointers, self.shape, self.block)
-            inside = self.indices.min() >= 0 and self.indices.max() < width(columns, column_blocks)
-            inside = inside and found_columns.max() < columns
-        if not inside:
+        parts = (self.values, self.indices, self.row_pointers)
+        if not all(part.is_contiguous() for part in parts):
+            raise ValueError("values, indices and row_pointers must be contiguous")
+        row_blocks = rows // self.block
+        column_blocks = (len(self.row_pointers) - 1) // row_blocks
+        fits = column_blocks >= 1 and len(self.row_pointers) == column_blocks * row_blocks + 1
+        if not fits or len(self.values) != len(self.indices):
+            lengths = ", ".join(str(len(part)) for part in parts)
+            raise ValueError(f"values, indices and row_pointers of lengths {lengths} do not belong together")
+        if not self._leads_inside(width(columns, column_blocks)):
             raise ValueError(f"row_pointers or indices lead out of the weight {self.shape}")
+
+    def _leads_inside(self, wide: int) -> bool:
+        """Whether all pointers and indices are within bounds, which the compiled code does not check."""
+        pointers, indices = self.row_pointers, self.indices
+        if pointers[0] != 0 or pointers[-1] != len(indices) or (pointers.diff() < 0).any():
+            return False
+        if not len(indices):
+            return True
+        _, column = places(indices, pointers, self.shape, self.block)
+        return bool(indices.min() >= 0 and indices.max() < wide and column.max() < self.shape[1])
 
     @property
     def block(self) -> int:
@@ -166,7 +171,8 @@ def sparse_linear(
         raise ValueError(f"activation is {activation!r}; expected None or 'gelu'")
     flat = x if feature_major else x.reshape(-1, columns)
     parts = (weight.values, weight.indices, weight.row_pointers)
-    gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight.values, bias))
+    learns = x.requires_grad or weight.values.requires_grad or (bias is not None and bias.requires_grad)
+    gradients = learns and torch.is_grad_enabled()
     if gradients or torch.compiler.is_compiling():
         transposed = weight.transposed if gradients else (None, None, None)
         y = product(flat, *parts, bias, *transposed, weight.shape, feature_major)
@@ -196,7 +202,7 @@ def product(
 
 
 @product.register_fake
-def _(x, values, indices, row_pointers, bias, order, transposed_indices, transposed_row_pointers, shape, feature_major):  # type: ignore[no-untyped-def]
+def _(x, values, indices, row_pointers, bias, order, transposed_indices, transposed_row_pointers, shape, feature_major):
     return x.new_empty((shape[0], x.shape[1]) if feature_major else (x.shape[0], shape[0]))
 
 
@@ -216,7 +222,7 @@ def sampled(
 
 
 @sampled.register_fake
-def _(upstream, x, indices, row_pointers, shape, block, feature_major):  # type: ignore[no-untyped-def]
+def _(upstream, x, indices, row_pointers, shape, block, feature_major):
     dtype = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(len(indices), block, dtype=dtype)
 
@@ -231,7 +237,7 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     x, values, indices, row_pointers, order, *transposed = ctx.saved_tensors
     dx = dvalues = dbias = None
     if ctx.needs_input_grad[0]:
-        turned = values.flatten()[order, None]
+        turned = values.flatten().index_select(0, order)[:, None]
         dx = product(upstream, turned, *transposed, None, None, None, None, ctx.shape[::-1], ctx.feature_major)
     if ctx.needs_input_grad[1]:
         found = sampled(upstream, x, indices, row_pointers, ctx.shape, values.shape[1], ctx.feature_major)
@@ -296,7 +302,7 @@ def numba_sparse(
     """Only the products with values; dense in float64 and float16, and without numba."""
     kernels = _numba() if x.dtype in (torch.float32, torch.bfloat16) and values.dtype == torch.float32 else None
     version = torch_dense if kernels is None else kernels.linear
-    bias = None if bias is None else bias.to(values.dtype)
+    bias = bias if bias is None or bias.dtype == values.dtype else bias.to(values.dtype)
     return version(x, values, indices, row_pointers, bias, shape, gelu=gelu, feature_major=feature_major)
 
 

@@ -280,8 +280,7 @@ import os, sys, torch
 from compresskit.kernels.sparse_linear import SparseWeight, sparse_linear
 from compresskit.kernels import numba_sparse
 sparse_linear(torch.randn(5, 6), SparseWeight.from_dense(torch.eye(6)))
-kernels = (numba_sparse.product(16, 16, 1, False), numba_sparse.transposition(4))
-print(*(sum(kernel.stats.cache_hits.values()) for kernel in kernels))
+print(sum(numba_sparse.product(32, 32, 1, False).stats.cache_hits.values()))
 """
 
 
@@ -291,7 +290,7 @@ def test_compiled_code_is_kept_on_disk(tmp_path, monkeypatch):
         subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     ]
-    assert runs == ["0 0\n", "1 1\n"]
+    assert runs == ["0\n", "1\n"]
 
 
 def test_importing_the_package_does_not_load_numba():
@@ -336,6 +335,7 @@ def test_a_block_that_does_not_divide_the_rows_is_refused(block):
         ("row_pointers", torch.tensor([0, 3], dtype=torch.int32), "do not belong together"),
         ("values", torch.ones(2, 1), "do not belong together"),
         ("values", torch.ones(3, 3), "blocks are of"),
+        ("values", torch.ones(3, 2)[:, :1], "must be contiguous"),
         ("shape", (3, 2), "lead out of the weight"),
     ],
 )
