@@ -125,7 +125,7 @@ class MagnitudePruner:
         if pattern == "2:4" and set(targets.values()) != {patterns.TWO_OF_FOUR}:
             raise ValueError("the pattern 2:4 leaves 2 of every 4 weights; set the sparsity to 0.5")
         if threshold == "global" and len(set(targets.values())) > 1:
-            raise ValueError("a global threshold has one target for all matrices; give each the same, or one per matrix")
+            raise ValueError("a global threshold has one target for all matrices; give each of them the same")
         self.weights = {name: parameters[name] for name in targets}
         for name, weight in self.weights.items():
             patterns.check(pattern, weight, name)
