@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -15,12 +17,14 @@
 # # Sparsity report — where are the zeros, and out of how many?
 #
 # "95 % sparse" means nothing without its denominator. Zeros are counted in the saved weights, over the prunable matrices,
-# over the encoder, and over the whole model.
+# over the encoder, and over the whole model; `size` is the denominator of each line.
 #
-# **In:** any saved model. **Out:** a table per matrix, totals, a map. **Time:** seconds.
+# **In:** any saved model. **Out:** tables per matrix, kind and layer, totals, a map, the speed-up to hope for.
+# **Time:** seconds.
 
 # %% tags=["parameters"]
 model: str = "models:/demo-pruned@latest"  # a run, a registered model, a folder or a hub id
+seq_len: int = 128  # tokens of the sequence whose operations are counted
 
 # %%
 from compresskit.stages import sparsity_report
@@ -38,6 +42,19 @@ stage.heatmap()
 
 # %% [markdown]
 # With a threshold per matrix the map is even. A darker or lighter cell means that a matrix had zeros before, or was left out.
+
+# %%
+stage.kinds()
+
+# %%
+stage.layers()
+
+# %% [markdown]
+# What is left to multiply when every product with a zero is skipped. It is what a perfect kernel would gain: a real one also
+# reads indices, and the attention products stay dense.
+
+# %%
+stage.speed
 
 # %%
 stage.matrices()

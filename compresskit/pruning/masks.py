@@ -122,7 +122,7 @@ class MagnitudePruner:
         for target in targets.values():
             if not 0.0 <= target <= 1.0:
                 raise ValueError(f"final_sparsity is a share of zeros between 0 and 1, not {target}")
-        if pattern == "2:4" and set(targets.values()) != {patterns.TWO_OF_FOUR}:
+        if pattern == "2:4" and not fix_sparsity and set(targets.values()) != {patterns.TWO_OF_FOUR}:
             raise ValueError("the pattern 2:4 leaves 2 of every 4 weights; set the sparsity to 0.5")
         if threshold == "global" and len(set(targets.values())) > 1:
             raise ValueError("a global threshold has one target for all matrices; give each of them the same")
