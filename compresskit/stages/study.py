@@ -46,9 +46,7 @@ def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[s
     commits: set[str] = set()
     for run_id, params in tracking.pipeline_runs(pipeline).items():
         if missing := [name for name in NEEDED if name not in params]:
-            raise ValueError(
-                f"a study needs a pipeline with the variables {', '.join(NEEDED)}; {pipeline} has no {', '.join(missing)}"
-            )
+            raise ValueError(f"a study needs the variables {', '.join(NEEDED)}; {pipeline} has no {', '.join(missing)}")
         task, seed = params["task"], params["seed"]
         settings = {name: params[name] for name in SETTINGS if name in params}
         if seed in tasks.get(task, {}).get("seconds", {}):
