@@ -260,7 +260,7 @@ def test_sparseberts_pipelines_run_at_two_steps_and_can_be_studied(project, made
     for name in [*names, "sparsebert-prune-then-distil-95", "baseline-teacher"]:
         assert f"\n| {name} | " in page
     assert "zeros, %" in page
-    assert "Each training stops after" in page
+    assert "Each step of a training stops after" in page
 
 
 @pytest.mark.long

@@ -62,7 +62,7 @@ def report(model: nn.Module | Mapping[str, Tensor]) -> SparsityReport:
         "checkpoint_sparsity": pd.Series(True, index=matrices.index),
     }
     totals = _sums({name: (DENOMINATORS[name], matrices[rows]) for name, rows in counted.items()})
-    shares: dict[str, Any] = totals["sparsity"].drop("checkpoint_sparsity").to_dict()
+    shares: Any = totals["sparsity"].drop("checkpoint_sparsity").to_dict()
     others = matrices["kind"][~pruned].unique()
     kinds = {kind: matrices[matrices["kind"] == kind] for kind in (*KINDS, *others)}
     layers = dict(tuple(matrices[pruned].groupby("layer")))

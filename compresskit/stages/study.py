@@ -284,7 +284,7 @@ Median latency, and how many times faster than the slowest model of that column;
 def stops(data: dict[str, Any]) -> str:
     """When a training ends."""
     if "epochs_at_once" not in next(iter(data["tasks"].values()))["settings"]:
-        return "Each training stops after `epochs` or `max_steps`, whichever comes first (0: no limit)."
+        return "Each step of a training stops after `epochs` or `max_steps`, whichever comes first (0: no limit)."
     return (
         "Each of two steps stops after `epochs` or `max_steps`, whichever comes first (0: no limit); a variant that "
         "learns in one\ngo stops after `epochs_at_once` or `max_steps_at_once`."

@@ -101,7 +101,10 @@ def test_a_study_shows_the_settings_that_its_pipeline_has_and_the_zeros_of_prune
     assert list(data["tasks"]["sst2"]["settings"]) == names
     assert f"| task | seeds | dev rows | {' | '.join(names)} | minutes of training |" in study.training_table(data)
     page = study.page(data, "page")
-    assert "\nEach training stops after `epochs` or `max_steps`, whichever comes first (0: no limit). All " in page
+    assert (
+        "\nEach step of a training stops after `epochs` or `max_steps`, whichever comes first (0: no limit). All "
+        in page
+    )
     assert "| parameters, M | zeros, % |" in page
     assert "| tinybert-both | 2 | 8 | 2.0 | 80.0 |" in page
 
