@@ -166,27 +166,22 @@ class MagnitudePruner:
         step: optimizer steps done so far, so 1 after the first. To be called after every one of them, because the
         optimizer's moments move pruned weights away from zero again.
         """
-        self._apply()
         due = self.schedule.due(step)
-        if self.fix_sparsity or due <= self.updated_at:
-            return
-        for key, names in self.sets.items():
-            self._update(names, self.schedule.sparsity(due, self.initial_sparsity[key], self.targets[key]))
-        self.updated_at = due
-        self._apply()
+        if due > self.updated_at and not self.fix_sparsity:
+            for key, names in self.sets.items():
+                self._update(names, self.schedule.sparsity(due, self.initial_sparsity[key], self.targets[key]))
+            self.updated_at = due
+        for name, weight in self.weights.items():
+            weight.mul_(self.masks[name])
 
     def _update(self, names: list[str], sparsity: float) -> None:
         """New masks for matrices under one threshold."""
-        magnitudes = [_finite_magnitudes(self.weights[name], self.pattern) for name in names]
+        magnitudes = [_finite_magnitudes(self.weights[name] * self.masks[name], self.pattern) for name in names]
         kept = largest(torch.cat([groups.flatten() for groups in magnitudes]), sparsity, self.faithful)
         parts = kept.split([groups.numel() for groups in magnitudes])
         for name, groups, part in zip(names, magnitudes, parts, strict=True):
             mask = patterns.spread(part.view(groups.shape), self.pattern)
             self.masks[name] = mask if self.faithful else mask & self.masks[name]
-
-    def _apply(self) -> None:
-        for name, weight in self.weights.items():
-            weight.mul_(self.masks[name])
 
     def _empty_groups(self, names: list[str]) -> float:
         """Share of the pattern's groups that hold no weight."""
