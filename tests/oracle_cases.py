@@ -51,6 +51,7 @@ CLAIMED = {
         "extract_mlm",
         "extract_kd",
     ),
+    "sparsebert": ("schedule", "prune_train", "sparsity_report"),
 }
 
 # Everything else in a case is a result. Arrays by the first part of their name: inputs, batches, initial weights, and
@@ -72,6 +73,8 @@ GIVEN_FIELDS_OF_KIND = {
     "glue_processors": re.compile(r"files|vocab|max_seq_length"),
     "glue_metrics": re.compile(r"task|preds|labels"),
     "augmentation": re.compile(r"vocab|M|N|p|glove_lines|glove_vocab_size|sentence|train_tsv|python_random_seed"),
+    "schedule": re.compile(r"params|log_fields"),
+    "prune_train": re.compile(r"task|prune_args|per_step_fields"),
 }
 
 # The forms of a written tolerance: "exact", "abs 1e-5", "1e-6", "abs 1e-5 float32; masked scores near -1e4: rel 1e-6".

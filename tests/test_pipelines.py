@@ -1,4 +1,4 @@
-"""The recipes in params/: every pipeline is whole, TinyBERT's have its numbers, and each runs at two steps."""
+"""The recipes in params/: every pipeline is whole, those of a paper have its numbers, and each runs at two steps."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from compresskit.models import (
     checkpoints,
 )
 from compresskit.running.plan import read_plan
+from compresskit.stages import study
 from compresskit.stages.params import Params, params_class
 from compresskit.tracking.store import client
 
@@ -124,6 +125,48 @@ def test_the_variants_of_the_ablation_differ_in_what_they_learn_from_and_train_e
     assert len(found["models"].models) == 5
 
 
+@pytest.mark.parametrize(("task", "epochs"), [("mrpc", 12), ("qnli", 5)])
+def test_sparsebert_has_its_numbers_and_prunes_the_pretrained_encoder_on_augmented_rows(project, task, epochs):
+    recipe = params_class("prune").load(ROOT / f"params/prune-sparsebert-{task}.yaml")
+    assert (recipe.task, recipe.num_train_epochs, recipe.model) == (task, epochs, "google-bert/bert-base-uncased")
+    assert (recipe.sparsity, recipe.learning_rate, recipe.batch_size, recipe.max_seq_len) == (0.95, 3e-5, 32, 128)
+    assert (recipe.threshold, recipe.pattern, recipe.matrices, recipe.frequency) == ("matrix", "unstructured", [], 0)
+    found = steps(f"sparsebert-{task}.yaml", given="somebody's", encoder="bert", seed=3)
+    assert list(found) == ["teacher", "copies", "before", "pruned", "after", "zeros"]
+    same = {"model": "bert", "teacher": "teacher's model", "augmented": "copies's augmented", "seed": 3}
+    assert found["pruned"].model_dump() == recipe.model_dump() | same | {
+        "data_dir": "somewhere",
+        "register_as": f"sparsebert-{task}",
+    }
+    assert (found["teacher"].model, found["teacher"].task, found["teacher"].learning_rate) == ("bert", task, 2e-5)
+    assert (found["copies"].task, found["copies"].copies, found["copies"].embeddings) == (task, 0, "somewhere")
+    assert found["before"].models == {"baseline-teacher": "teacher's model", "sparsebert-given": "somebody's"}
+    assert found["after"].models == {"baseline-teacher": "teacher's model", "sparsebert-pruned": "pruned's model"}
+    for name in ("before", "after"):
+        assert (found[name].task, found[name].max_rows, found[name].seed) == (task, 0, 3)  # all dev rows
+    assert found["zeros"].model == "pruned's model"
+
+
+def test_the_variants_of_sparseberts_ablation_have_one_start_and_as_many_updates(project):
+    plan = read_plan("params/pipelines/sparsebert-ablation.yaml", given("sparsebert-ablation.yaml", task="mrpc"))
+    assert plan.experiment == "sparsebert/mrpc"
+    found = steps("sparsebert-ablation.yaml", task="mrpc", student="start", teacher="dense", max_steps=50)
+    full = found["to_95"].model_dump()
+    assert (full["model"], full["teacher"], full["max_steps"], full["sparsity"]) == ("start", "dense", 50, 0.95)
+    unlike = {
+        name: {key: value for key, value in found[name].model_dump().items() if full[key] != value}
+        for name in ("to_80", "to_90", "labels", "at_once")
+    }
+    assert unlike == {
+        "to_80": {"sparsity": 0.8},
+        "to_90": {"sparsity": 0.9},
+        "labels": {"learn_from": "labels"},
+        "at_once": {"pruning_share": 0},
+    }
+    assert len(found["models"].models) == 6
+    assert set(study.NEEDED) <= set(plan.vars)
+
+
 # ---- at two steps
 
 
@@ -187,6 +230,37 @@ def test_tinyberts_pipelines_run_at_two_steps_and_hand_their_students_on(project
     before, after = (checkpoints.read(tracking.resolve(f"models:/tinybert-{task}@latest")) for task in ("sst2", "mnli"))
     assert (len(before.weights["classifier.weight"]), len(after.weights["classifier.weight"])) == (2, 3)
     assert list(after.config["id2label"].values()) == ["contradiction", "entailment", "neutral"]
+
+
+@pytest.mark.long
+def test_sparseberts_pipelines_run_at_two_steps_and_can_be_studied(project, made):
+    tasks = {"mrpc": ("MRPC", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "{label}\t1\t2\t{a}\t{b}", "01"),
+             "qnli": ("QNLI", "index\tquestion\tsentence\tlabel", "{i}\t{a}\t{b}\t{label}",
+                      ("entailment", "not_entailment"))}  # fmt: skip
+    text = (bundled.write(project / ".cache/bundled") / "corpus.txt").read_text().splitlines()
+    short = {"encoder": made / "encoder", "embeddings": made / "vectors.txt", "data_dir": made, "max_rows": 300,
+             "teacher_steps": 2, "max_steps": 2}  # fmt: skip
+    for task, (folder, header, row, labels) in tasks.items():
+        (made / folder).mkdir()
+        rows = [row.format(i=i, a=text[i], b=text[i + 1], label=labels[i % 2]) for i in range(320)]
+        for file in ("train.tsv", "dev.tsv"):
+            (made / folder / file).write_text("\n".join([header, *rows]) + "\n")
+        out = run(project, f"sparsebert-{task}.yaml", **short)
+        assert "[6/6] zeros" in out
+        board = tracking.leaderboard_table(task).set_index("name")
+        assert set(board.index) == {"baseline-teacher-42", "sparsebert-pruned-42"}
+        assert board["rows"].tolist() == [320, 320]  # all dev rows
+        assert board.loc["sparsebert-pruned-42", "sparsity_pct"] == pytest.approx(95, abs=0.2)
+
+    variables = {"task": "mrpc", "teacher": "models:/teacher-mrpc@latest", "student": made / "encoder"}
+    run(project, "sparsebert-ablation.yaml", **variables, data_dir=made, max_rows=300, max_steps=2)
+    study.study("sparsebert-ablation", "sparsebert-95", project / "page.md", "as in the test")
+    page = (project / "page.md").read_text()
+    names = ["sparsebert-80", "sparsebert-90", "sparsebert-95", "baseline-labels-only-95"]
+    for name in [*names, "sparsebert-prune-then-distil-95", "baseline-teacher"]:
+        assert f"\n| {name} | " in page
+    assert "zeros, %" in page
+    assert "Each step of a training stops after" in page
 
 
 @pytest.mark.long

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from compresskit.evaluation.labels import place_labels
 from compresskit.evaluation.pareto import front
 from compresskit.evaluation.sparsity import SparsityReport
+from compresskit.pruning.masks import KINDS
 
 # seaborn's "colorblind" palette; a marker beside each colour, so that a grey print tells them apart too
 COLORS = {
@@ -214,9 +215,6 @@ def sparsity_heatmap(report: SparsityReport) -> Figure:
     ax.set_yticks(ax.get_yticks(), [kind.replace("_", " ") for kind in KINDS], rotation=0)
     ax.set_title(f"{report.sparsity:.1%} of the prunable weights, {report.model_sparsity:.1%} of the model are zero")
     return figure
-
-
-KINDS = ["query", "key", "value", "attention_output", "intermediate", "output"]
 
 
 @_styled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from numba import njit
@@ -23,13 +24,12 @@ def add_and_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps:
         x, residual = (torch.nn.functional.pad(states, (0, room)) for states in (x, residual))
     x, residual, weight, bias = (tensor.contiguous() for tensor in (x, residual, weight, bias))
     out, tile = torch.empty_like(x), torch.empty(features * LANES + SCRATCH)
-    addresses = (tensor.data_ptr() for tensor in (x, residual, weight, bias, out, tile))
-    _run(*addresses, tile.numpy()[-SCRATCH:], features, x.shape[1], eps)
+    places = [tensor.data_ptr() for tensor in (x, residual, weight, bias, out, tile)]
+    _run(*places, tile.numpy()[-SCRATCH:], features, x.shape[1], eps)
     return out[:, :tokens].contiguous() if out.shape[1] != tokens else out
 
 
-@njit(nogil=True, cache=True)
-def _run(x, residual, weight, bias, out, tile, scratch, features, tokens, eps):  # type: ignore[no-untyped-def]
+def _normalise(x, residual, weight, bias, out, tile, scratch, features, tokens, eps):
     stride = 4 * tokens
     sums = tile + 4 * features * LANES
     scales = sums + 4 * LANES
@@ -57,3 +57,6 @@ def _run(x, residual, weight, bias, out, tile, scratch, features, tokens, eps): 
             off = fma(minus_share, total, load(LANES, tile + 4 * LANES * h))
             scaled = fma(off, scale, zeros(LANES))
             store(out + start + h * stride, fma(scaled, splat(LANES, 1, weight + 4 * h), splat(LANES, 1, bias + 4 * h)))
+
+
+_run: Any = njit(nogil=True, cache=True)(_normalise)

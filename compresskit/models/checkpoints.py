@@ -95,6 +95,12 @@ class Checkpoint:
 
         Raises ValueError where shapes disagree or weights of the encoder are missing.
         """
+        model = model_class(self.architecture(**changes))
+        self._fill(model, changed=not changes.keys() <= LABELS)
+        return model.eval()
+
+    def architecture(self, **changes: Any) -> CompactBertConfig:
+        """The config of `model`. Raises ValueError for fields that cannot be used."""
         known = CompactBertConfig.__dataclass_fields__.keys() | {"num_labels"}
         fields = {name: value for name, value in self.config.items() if name in known and name != "dtype"}
         if "classifier.weight" in self.weights and not fields.get("id2label"):
@@ -102,12 +108,9 @@ class Checkpoint:
         if not LABELS.isdisjoint(changes):
             fields = {name: value for name, value in fields.items() if name not in LABELS}
         try:
-            config = CompactBertConfig(**{**fields, **changes})
+            return CompactBertConfig(**{**fields, **changes})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.source}: the config cannot be used: {_sentence(error)}") from error
-        model = model_class(config)
-        self._fill(model, changed=not changes.keys() <= LABELS)
-        return model.eval()
 
     def _fill(self, model: PreTrainedModel, changed: bool) -> None:
         prefix = "bert." if hasattr(model, "bert") else ""

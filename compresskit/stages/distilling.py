@@ -1,5 +1,5 @@
-"""What the stages distill and general_distill share: learning from a teacher's layers, which asks for no labels, by
-default as it is best done and with `faithful` as TinyBERT's code did it.
+"""What the stages distill, general_distill and prune share: learning from a teacher's layers, by default as it is best
+done and with `faithful` as TinyBERT's code, on which SparseBERT's is built, did it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ from compresskit.training.state import TrainingState
 from compresskit.training.teacher import MAX_LOSS_CHANGE, has_fast_bfloat16, in_bfloat16
 
 
-class LayerParams(Protocol):
+class LearningParams(Protocol):
+    """The parameters of a stage that say how it trains."""
+
+    max_seq_len: int
+    warmup_ratio: float
+    faithful: bool
+
+
+class LayerParams(LearningParams, Protocol):
     """The parameters of a stage that say how layers are learned."""
 
     layer_mapping: list[int]
     projection: Literal["shared", "per_layer"]
     teacher_dtype: Literal["auto", "float32", "bfloat16"]
-    max_seq_len: int
-    warmup_ratio: float
-    faithful: bool
 
 
 @dataclass
@@ -156,15 +161,15 @@ def shapes(teacher: PreTrainedModel, student: PreTrainedModel, mapping: list[int
     return table
 
 
-def batch_order(params: LayerParams) -> dict[str, Any]:
+def batch_order(params: LearningParams) -> dict[str, Any]:
     """How `Batches` are drawn: of similar lengths; faithful: in plain random order, whole ones only, padded in full."""
     return {"length_buckets": False, "drop_last": True, "pad_to": params.max_seq_len} if params.faithful else {}
 
 
 def optimizer(
-    params: LayerParams, modules: list[nn.Module], learning_rate: float, num_steps: int, schedule: str
+    params: LearningParams, modules: list[nn.Module], learning_rate: float, num_steps: int, schedule: str
 ) -> tuple[Optimizer, LRScheduler]:
-    """AdamW with warm-up and linear decay; faithful: BertAdam with the `schedule` of TinyBERT's step."""
+    """AdamW with warm-up and linear decay; faithful: BertAdam with the `schedule` of the original."""
     if params.faithful:
         bert_adam = BertAdam(decay_groups(modules, 0.01), lr=learning_rate)
         return bert_adam, bert_schedule(bert_adam, num_steps, schedule, params.warmup_ratio)
@@ -172,6 +177,6 @@ def optimizer(
     return adam, linear_schedule(adam, num_steps, params.warmup_ratio)
 
 
-def max_grad_norm(params: LayerParams) -> float:
+def max_grad_norm(params: LearningParams) -> float:
     """BertAdam clips each tensor by itself."""
     return math.inf if params.faithful else 1.0

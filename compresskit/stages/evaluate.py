@@ -25,7 +25,7 @@ class EvaluateParams(Params):
     """Parameters of the stage `evaluate`."""
 
     task: str = "sst2"
-    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
+    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # <system>-<variant>; empty: left out
     baseline: str = ""  # the model that speed-ups refer to; empty: the first
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
     max_seq_len: int = Field(128, ge=8)
@@ -179,16 +179,17 @@ def open(params: EvaluateParams) -> Evaluate:
     Raises ValueError for models without a name of the form <system>-<variant> or without a head for the task.
     """
     task = task_named(params.task)
-    if not params.models:
+    sources = {name: source for name, source in params.models.items() if source}
+    if not sources:
         raise ValueError("no models named; models maps <system>-<variant> to a run, a folder or a hub id")
-    for name in params.models:
+    for name in sources:
         system, _, variant = name.partition("-")
         if system not in tracking.SYSTEMS or not variant:
             raise ValueError(
                 f"models: {name!r} is no <system>-<variant> with a system of {', '.join(tracking.SYSTEMS)}"
             )
-    if params.baseline and params.baseline not in params.models:
-        raise ValueError(f"baseline {params.baseline!r} is none of the models {', '.join(params.models)}")
+    if params.baseline and params.baseline not in sources:
+        raise ValueError(f"baseline {params.baseline!r} is none of the models {', '.join(sources)}")
     session = Session(
         "evaluate",
         params,
@@ -197,7 +198,7 @@ def open(params: EvaluateParams) -> Evaluate:
         seed=params.seed,
     )
     models, data = {}, {}
-    for name, source in params.models.items():
+    for name, source in sources.items():
         models[name], tokenizer = task.open_model(source, trained=True)
         data[name] = task_data(task, params, tokenizer, splits=("dev",))
     return Evaluate(params, session, models, data, {}, {})

@@ -127,7 +127,9 @@ class Params(BaseModel):
             return f"{name!r} is missing: {cls.stage_name()} has no default for it"
         text = re.sub(r"^(Value error, |Input )", "", problem["msg"])
         if name:
-            remedy = "; put it in quotes" if problem["type"] == "string_type" and problem["input"] is not None else ""
+            texts = problem["type"] == "string_type" or "'" in problem.get("ctx", {}).get("expected", "")
+            quotes = texts and problem["input"] is not None and not isinstance(problem["input"], str)
+            remedy = "; put it in quotes" if quotes else ""
             return f"{name!r} {text} (it is {json.dumps(problem['input'], default=str)}){remedy}"
         return text
 

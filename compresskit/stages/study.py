@@ -19,10 +19,11 @@ from compresskit.stages.inputs import board
 from compresskit.stages.published import PUBLISHED, Published
 from compresskit.stages.report import write
 
-SETTINGS = (
+NEEDED = ("task", "seed", "data_dir", "student", "max_seq_len")  # variables of a pipeline that can be studied
+SETTINGS = (  # those that a page shows, of the ones a pipeline has
     "max_seq_len", "epochs", "max_steps", "epochs_at_once", "max_steps_at_once", "learning_rate", "copies", "threads",
 )  # fmt: skip
-SIZES = ("layers", "hidden", "params_m", "disk_mb", "gflops")
+SIZES = ("layers", "hidden", "params_m", "disk_mb", "gflops", "sparsity_pct")
 
 
 def study(pipeline: str, against: str, out: Path, command: str, note: str = "") -> None:
@@ -44,11 +45,10 @@ def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[s
     conditions: dict[str, Any] = {}
     commits: set[str] = set()
     for run_id, params in tracking.pipeline_runs(pipeline).items():
-        if missing := [name for name in ("task", "seed", "data_dir", "student", *SETTINGS) if name not in params]:
-            raise ValueError(
-                f"a study needs a pipeline with the variables of tinybert-ablation; {pipeline} has no {missing}"
-            )
+        if missing := [name for name in NEEDED if name not in params]:
+            raise ValueError(f"a study needs the variables {', '.join(NEEDED)}; {pipeline} has no {', '.join(missing)}")
         task, seed = params["task"], params["seed"]
+        settings = {name: params[name] for name in SETTINGS if name in params}
         if seed in tasks.get(task, {}).get("seconds", {}):
             continue
         rows = tracking.leaderboard_table(board(task, params["data_dir"]), run_id)
@@ -59,7 +59,7 @@ def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[s
         commits |= set(rows["git_commit"])
         if task not in tasks:
             tasks[task] = {
-                "settings": {name: params[name] for name in SETTINGS},
+                "settings": settings,
                 "data_digest": rows["data_digest"].iloc[0],
                 "models": {row["model"]: {name: row[name] for name in SIZES} for row in _plain(rows)},
                 "samples_ms": {found["name"]: found["samples_ms"] for found in timed},
@@ -67,7 +67,7 @@ def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[s
                 "seconds": {},
             }
         found = tasks[task]
-        if (settings := {name: params[name] for name in SETTINGS}) != found["settings"]:
+        if settings != found["settings"]:
             raise ValueError(f"{task}: run {run_id} has the settings {settings}, a later one {found['settings']}")
         for name in found["models"]:
             record = tracking.read_json(evaluated_by, f"predictions/{name}.json")
@@ -192,17 +192,19 @@ def sizes_table(data: dict[str, Any]) -> str:
     def median(task: str, name: str) -> float:
         return float(np.median(tasks[task]["samples_ms"][name]))
 
+    models = {name: next(found["models"][name] for found in tasks.values()) for name in variants(data)}
+    pruned = any(model.get("sparsity_pct") for model in models.values())  # older data do not say
     lines = []
-    for name in variants(data):
-        model = next(found["models"][name] for found in tasks.values())
+    for name, model in models.items():
         line = [name, model["layers"], model["hidden"], f"{model['params_m']:.1f}"]
+        line += [f"{model['sparsity_pct']:.1f}"] if pruned else []
         for task in tasks:
             slowest = max(median(task, other) for other in tasks[task]["samples_ms"])
             line.append(f"{median(task, name):.1f} ({slowest / median(task, name):.2f}x)")
         lines.append(line)
     length = {task: found["settings"]["max_seq_len"] for task, found in tasks.items()}
-    header = ["model", "layers", "width", "parameters, M", *(f"{t}, {n} tokens, ms" for t, n in length.items())]
-    return _table(header, lines)
+    header = ["model", "layers", "width", "parameters, M", *(["zeros, %"] if pruned else [])]
+    return _table([*header, *(f"{t}, {n} tokens, ms" for t, n in length.items())], lines)
 
 
 def training_table(data: dict[str, Any]) -> str:
@@ -210,10 +212,11 @@ def training_table(data: dict[str, Any]) -> str:
     lines = []
     for task, found in data["tasks"].items():
         seconds = {run: took for of_seed in found["seconds"].values() for run, took in of_seed.items()}
-        settings = [found["settings"][name] for name in SETTINGS]
+        settings = list(found["settings"].values())
         seeds, minutes = ", ".join(sorted(found["seconds"])), f"{sum(seconds.values()) / 60:.0f}"
         lines.append([task, seeds, str(len(found["labels"])), *settings, minutes])
-    return _table(["task", "seeds", "dev rows", *SETTINGS, "minutes of training"], lines)
+    names = next(iter(data["tasks"].values()))["settings"]
+    return _table(["task", "seeds", "dev rows", *names, "minutes of training"], lines)
 
 
 def total_minutes(data: dict[str, Any]) -> float:
@@ -272,11 +275,20 @@ Median latency, and how many times faster than the slowest model of that column;
 
 {training_table(data)}
 
-Each of two steps stops after `epochs` or `max_steps`, whichever comes first (0: no limit); a variant that learns in one
-go stops after `epochs_at_once` or `max_steps_at_once`. All training runs together took
-{total_minutes(data):.0f} minutes, those of the teachers and of the general student included. {data["note"]}
+{stops(data)} All training runs together took
+{total_minutes(data):.0f} minutes, those of the teachers and of the students' start included. {data["note"]}
 
 {published(data)}"""
+
+
+def stops(data: dict[str, Any]) -> str:
+    """When a training ends."""
+    if "epochs_at_once" not in next(iter(data["tasks"].values()))["settings"]:
+        return "Each step of a training stops after `epochs` or `max_steps`, whichever comes first (0: no limit)."
+    return (
+        "Each of two steps stops after `epochs` or `max_steps`, whichever comes first (0: no limit); a variant that "
+        "learns in one\ngo stops after `epochs_at_once` or `max_steps_at_once`."
+    )
 
 
 def published(data: dict[str, Any]) -> str:

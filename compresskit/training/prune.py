@@ -25,12 +25,16 @@ def label_answers(own: Any, target: Any, batch: Batch, temperature: float) -> Te
 
 
 def all_layers(
-    student: PreTrainedModel, teacher: PreTrainedModel, temperature: float = 1.0, answers: Answers = label_answers
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    temperature: float = 1.0,
+    answers: Answers = label_answers,
+    padded: bool = False,
 ) -> Losses:
-    """Hidden states, attention scores and answers of a teacher of the same shape, weights 1.
+    """Hidden states, attention scores and answers of a teacher of the same shape, weights 1 (SparseBERT, section 3).
 
-    answers: the loss on what the head says; `distill_spans.span_answers` for questions. Raises ValueError where student
-    and teacher differ in depth, width, heads or labels.
+    answers: the loss on what the head says; `distill_spans.span_answers` for questions. padded: as in
+    `distill.layer_losses`. Raises ValueError where student and teacher differ in depth, width, heads or labels.
     """
     for name in ("num_hidden_layers", "hidden_size"):
         if getattr(student.config, name) != getattr(teacher.config, name):
@@ -48,7 +52,7 @@ def all_layers(
         with torch.no_grad():
             target = teacher(**given)
         own = student(**given)
-        attention, hidden = layer_losses(own, target, mapping, None, batch)
+        attention, hidden = layer_losses(own, target, mapping, None, batch, padded)
         answer = answers(own, target, batch, temperature)
         return {
             "loss": attention + hidden + answer,

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification
 
-from compresskit.evaluation.sparsity import report
-from compresskit.pruning.masks import MagnitudePruner
+from compresskit.evaluation.flops import flops
+from compresskit.evaluation.sparsity import expected_speedup, report
+from compresskit.pruning.masks import MagnitudePruner, prunable
 
 CONFIG = BertConfig(
     vocab_size=40,
@@ -119,3 +120,55 @@ def test_a_model_without_prunable_matrices_has_no_sparsity_but_the_rest():
 def test_nothing_to_count_is_an_error():
     with pytest.raises(ValueError, match="no parameters to count"):
         report({})
+
+
+def test_kinds_and_layers_have_their_own_denominators_and_add_up():
+    model = bert(sparsity=0.75)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight.zero_()
+    found = report(model)
+    sums = ["size", "zeros", "nonzeros", "dense_bytes", "sparse_bytes"]
+    assert found.kinds[sums].sum().to_dict() == found.totals.loc["checkpoint_sparsity", sums].to_dict()
+    assert found.layers[sums].sum().to_dict() == found.totals.loc["sparsity", sums].to_dict()
+    assert list(found.kinds.index[:6]) == ["query", "key", "value", "attention_output", "intermediate", "output"]
+    assert found.kinds.loc["output", ["size", "zeros"]].tolist() == [480, 180 + 240]
+    assert found.kinds.at["bias", "size"] == ENCODER - PRUNABLE - 2 * 4 * 12
+    assert found.layers.index.tolist() == [0, 1]
+    assert found.layers["size"].tolist() == [PRUNABLE // 2] * 2
+    assert found.layers["sparsity"].tolist() == [0.75, (0.75 * (PRUNABLE // 2 - 240) + 240) / (PRUNABLE // 2)]
+
+
+def test_the_expected_speedup_counts_products_with_nonzeros_and_leaves_attention_dense():
+    model = bert(sparsity=0.75)
+    speed = expected_speedup(report(model), CONFIG, seq_len=8)
+    attention = 2 * 4 * 8**2 * 12
+    assert speed.loc["prunable", ["flops", "sparse_flops", "expected_speedup"]].tolist() == [
+        2 * 8 * PRUNABLE,
+        2 * 8 * PRUNABLE // 4,
+        4.0,
+    ]
+    assert speed.at["encoder", "flops"] == 2 * 8 * PRUNABLE + attention == flops(CONFIG, 8, "encoder")
+    assert speed.at["encoder", "sparse_flops"] == 2 * 8 * PRUNABLE // 4 + attention
+    assert speed.at["encoder", "expected_speedup"] == pytest.approx(
+        (16 * PRUNABLE + attention) / (4 * PRUNABLE + attention)
+    )
+
+
+def test_bert_base_at_95_percent_has_the_published_shares_of_the_whole():
+    """With fit_dense, as SparseBERT's script counts, 0.733 of everything is zero and 28.8 M of the model are left."""
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in BertForSequenceClassification(BertConfig()).named_parameters()}
+    weights = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    for name in prunable(weights):
+        weights[name].flatten()[: int(0.95 * weights[name].numel())] = 0
+    fit_dense = {"fit_dense.weight": torch.ones(768, 768), "fit_dense.bias": torch.zeros(768)}
+    found = report({**weights, **fit_dense})
+    assert len(prunable(weights)) == 72
+    assert found.totals.at["sparsity", "size"] == 84_934_656
+    assert found.sparsity == pytest.approx(0.95, abs=1e-6)
+    assert round(found.totals.at["checkpoint_sparsity", "sparsity"], 3) == 0.733
+    assert round(found.model_sparsity, 3) == 0.737
+    assert round(found.totals.at["model_sparsity", "nonzeros"] / 1e6, 1) == 28.8
+    speed = expected_speedup(found, BertConfig(), 128)
+    assert speed.at["prunable", "expected_speedup"] == pytest.approx(20, rel=1e-4)
+    assert speed.at["encoder", "expected_speedup"] == pytest.approx(13.2, abs=0.1)

@@ -64,6 +64,7 @@ def test_text_from_yaml_and_papermill_becomes_the_value_it_means(name, given, ta
         ("shuffle", "maybe", "'shuffle' should be a valid boolean, unable to interpret input (it is \"maybe\")"),
         ("task", "sst3", "'task' should be 'sst2' or 'mrpc' (it is \"sst3\")"),
         ("teacher", 7, "'teacher' should be a valid string (it is 7); put it in quotes"),
+        ("task", 124, "'task' should be 'sst2' or 'mrpc' (it is 124); put it in quotes"),
         ("techer", "x", "'techer' is no parameter of distil; did you mean 'teacher'?"),
     ],
 )

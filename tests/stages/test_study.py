@@ -25,11 +25,19 @@ def answers(seed: int, share_right: float) -> tuple[list[int], list[list[float]]
     return labels.tolist(), np.eye(2)[said].tolist()
 
 
-def pipeline_run(task: str, seed: int, models: dict[str, float], finished: bool = True, **changes: object) -> str:
+def pipeline_run(
+    task: str,
+    seed: int,
+    models: dict[str, float],
+    params: dict | None = None,
+    finished: bool = True,
+    sparsity: float = 0,
+) -> str:
     """A pipeline's run with an evaluation of these models, as the stages record them."""
-    params = {"task": task, "seed": seed, "data_dir": "", "student": "nowhere", "max_seq_len": 32, "epochs": 3,
-              "max_steps": 5, "epochs_at_once": 6, "max_steps_at_once": 10,
-              "learning_rate": 5e-5, "copies": 1, "threads": 1, **changes}  # fmt: skip
+    params = params or {
+        "task": task, "seed": seed, "data_dir": "", "student": "nowhere", "max_seq_len": 32, "epochs": 3,
+        "max_steps": 5, "epochs_at_once": 6, "max_steps_at_once": 10, "learning_rate": 5e-5, "copies": 1, "threads": 1,
+    }  # fmt: skip
     parent = tracking.start("pipeline", f"tinybert/{task}", "ablation", params, tags={"pipeline": "ablation"})
     run = tracking.start("evaluate", f"tinybert/{task}", "evaluate", {}, parent_run_id=parent.run_id)
     run.json("latency.json", [{"name": name, "samples_ms": [2.0, 1.0, 3.0], **TIMED} for name in models])
@@ -42,7 +50,8 @@ def pipeline_run(task: str, seed: int, models: dict[str, float], finished: bool 
             source = tracking.start("finetune", task, name, {}, parent_run_id=parent.run_id)
             source.finish()
             tracking.leaderboard(
-                task, system=system, variant=variant, seed=seed, measured=SIZES, params={"layers": 2, "hidden": 8},
+                task, system=system, variant=variant, seed=seed, measured={**SIZES, "sparsity": sparsity},
+                params={"layers": 2, "hidden": 8},
                 source=f"runs:/{source.run_id}/model", folder=tracking.project_root() / "params",
                 evaluated_by=run.run_id, data_digest="d",
             )  # fmt: skip
@@ -77,10 +86,27 @@ def test_a_study_gathers_the_newest_run_of_each_task_and_seed(store):
     page = out.read_text()
     assert page == study.page(data, "page")
     assert "    first\n    second\n" in page
-    assert "student included. By hand.\n" in page
+    assert "students' start included. By hand.\n" in page
     assert "2.0 (1.00x)" in page
     assert "Published" not in page  # nothing is, of this pipeline
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_study_shows_the_settings_that_its_pipeline_has_and_the_zeros_of_pruned_models(store):
+    settings = {"task": "sst2", "seed": 1, "data_dir": "", "student": "nowhere", "max_seq_len": 32, "epochs": 3,
+                "max_steps": 5, "learning_rate": 5e-5, "threads": 1}  # fmt: skip
+    pipeline_run("sst2", 1, MODELS, settings, sparsity=0.8)
+    data = study.collect("ablation", "baseline-labels-only", "")
+    names = ["max_seq_len", "epochs", "max_steps", "learning_rate", "threads"]
+    assert list(data["tasks"]["sst2"]["settings"]) == names
+    assert f"| task | seeds | dev rows | {' | '.join(names)} | minutes of training |" in study.training_table(data)
+    page = study.page(data, "page")
+    assert (
+        "\nEach step of a training stops after `epochs` or `max_steps`, whichever comes first (0: no limit). All "
+        in page
+    )
+    assert "| parameters, M | zeros, % |" in page
+    assert "| tinybert-both | 2 | 8 | 2.0 | 80.0 |" in page
 
 
 def test_the_interval_of_a_difference_is_of_the_same_rows(store):
@@ -99,7 +125,7 @@ def test_what_is_missing_is_named(store):
     with pytest.raises(ValueError, match="no finished run of the pipeline 'ablation'; run params/pipelines/ablation"):
         study.collect("ablation", "baseline-labels-only", "")
     tracking.start("pipeline", "x", "other", {"task": "sst2"}, tags={"pipeline": "other"}).finish()
-    with pytest.raises(ValueError, match=r"other has no \['seed', 'data_dir', 'student', 'max_seq_len'"):
+    with pytest.raises(ValueError, match="max_seq_len; other has no seed, data_dir, student, max_seq_len"):
         study.collect("other", "x", "")
     pipeline_run("sst2", 1, MODELS)
     with pytest.raises(ValueError, match=r"sst2 has no model 'x'; there are .*tinybert-both"):

@@ -150,16 +150,43 @@ def pruning(folder: Path, observe) -> dict[str, Any]:
 
     The learning rate is so high that a pruned weight would outgrow kept ones in a step, were its mask forgotten.
     """
+    return pruned(folder, observe, begin=0, end=8, frequency=2)
+
+
+def pruning_groups(folder: Path, observe) -> dict[str, Any]:
+    """As pruning, of 1 x 4 groups under one threshold, from zeros there are, at steps 3, 5, 7 and 8."""
+    options = {"pattern": "1x4", "threshold": "global", "restore_sparsity": True}
+    return pruned(folder, observe, begin=1, end=8, frequency=2, **options)
+
+
+def pruning_faithfully(folder: Path, observe) -> dict[str, Any]:
+    """As pruning, with the original's updates at steps 3 and 6 and its ties."""
+    return pruned(folder, observe, begin=0, end=9, frequency=3, faithful=True)
+
+
+def fixed_zeros(folder: Path, observe) -> dict[str, Any]:
+    """As pruning, with the zeros that there are."""
+    return pruned(folder, observe, begin=0, end=8, restore_sparsity=True, fix_sparsity=True)
+
+
+def pruned(folder: Path, observe, **options: Any) -> dict[str, Any]:
+    """Learn from a teacher under a pruner; a score counts from its last update on.
+
+    Zeros that were there at the start lie elsewhere in the model of the run that goes on.
+    """
     models = [CompactBertForSequenceClassification(CompactBertConfig(**SMALL)) for _ in range(2)]
     with torch.random.fork_rng():
         torch.manual_seed(77)
         for parameter in models[0].parameters():
             torch.nn.init.normal_(parameter, std=0.1)
     teacher, student = models
-    pruner = MagnitudePruner(student, 0.8, begin=0, end=8, frequency=2)
+    if options.get("restore_sparsity"):
+        MagnitudePruner(student, 0.2, 0, 1).step(1)
+    pruner = MagnitudePruner(student, 0.8, **options)
     found = learn(
         "train", folder, student, prune.all_layers(student, teacher), observe, rate=0.1,
         parts={"pruner": pruner}, after_step=pruner.step,
+        evaluate=lambda: pruner.updated_at if pruner.final else None, eval_every=1,
     )  # fmt: skip
     return {**found, "sparsity": pruner.sparsity(), "masks": pruner.masks}
 
@@ -248,6 +275,9 @@ PLAN: dict[Callable, list[str]] = {
     supernet: FEW,
     two_steps: [name for name in MOMENTS if "part" in name],
     pruning: [*FEW, "after the file took its place"],
+    pruning_groups: FEW,
+    pruning_faithfully: FEW,
+    fixed_zeros: FEW,
 }
 
 

@@ -34,7 +34,8 @@ from tests.oracle_cases import Case, Tolerance, oracle
 
 LOSS = Tolerance(rtol=1e-4)
 WEIGHT = Tolerance(atol=2e-5)
-NAMES = {"train/loss": "loss", "train/attention_loss": "att_loss", "train/hidden_loss": "rep_loss"}
+NAMES = {"train/loss": "loss", "train/attention_loss": "att_loss", "train/hidden_loss": "rep_loss",
+         "train/prediction_loss": "cls_loss"}  # fmt: skip
 TASKS = {"SST-2": "sst2", "CoLA": "cola", "MRPC": "mrpc", "STS-B": "stsb", "QQP": "qqp", "MNLI": "mnli", "QNLI": "qnli",
          "RTE": "rte", "WNLI": "wnli"}  # fmt: skip
 METRICS = {
@@ -270,7 +271,7 @@ def dev_scores(case: Case, student: Any, argv: list[str], home: Path) -> Callabl
     return scores
 
 
-def check_weights(case: Case, owner: str, student: Any, project: nn.Module) -> None:
+def check_weights(case: Case, owner: str, student: Any, project: nn.Module, tolerance: Tolerance = WEIGHT) -> None:
     own = dict(student.state_dict()) | {f"fit_dense.{name}": tensor for name, tensor in project.state_dict().items()}
     for match in case.names(rf"{owner}/(.+)"):
-        case.check(match[0], own[match[1]], tolerance=WEIGHT)
+        case.check(match[0], own[match[1]], tolerance=tolerance)
