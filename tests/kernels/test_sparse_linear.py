@@ -202,6 +202,23 @@ def test_torch_accepts_the_operators(feature_major):
     torch.library.opcheck(sparse_linear.sampled, (upstream, x.detach(), *parts, stored.shape, 4, feature_major))
 
 
+def test_under_torch_compile_values_and_gradients_stay():
+    stored = SparseWeight.from_dense(weight_of(16, 20))
+    stored.values.requires_grad_()
+    x, bias = states_of(20, 6, feature_major=False).requires_grad_(), torch.randn(16)
+
+    def layer(x: Tensor) -> Tensor:
+        return sparse_linear.sparse_linear(x, stored, bias, "gelu")
+
+    results = []
+    for form in (layer, torch.compile(layer, backend="aot_eager")):
+        y = form(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (x, stored.values))])
+    torch.testing.assert_close(*results)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), results[0][0])
+
+
 def test_values_that_are_a_parameter_learn_the_dense_layers_steps():
     """A few steps of SGD on the mask equal the same steps of a dense layer whose other weights are held at zero."""
     weight, x = weight_of(32, 48, 0.2), torch.randn(40, 48)
@@ -314,6 +331,14 @@ def test_what_does_not_fit_is_refused(x, bias, activation, feature_major, senten
     bias = None if bias is None else torch.zeros(bias)
     with pytest.raises(ValueError, match=sentence):
         sparse_linear.sparse_linear(torch.zeros(x), stored, bias, activation, feature_major=feature_major)
+
+
+def test_a_weight_elsewhere_is_refused():
+    """Its addresses would be nonsense on the CPU."""
+    stored = SparseWeight.from_dense(torch.ones(4, 6))
+    stored.__dict__["values"] = stored.values.to("meta")
+    with pytest.raises(ValueError, match="x is on cpu, the weight on meta; move one of them"):
+        sparse_linear.sparse_linear(torch.zeros(5, 6), stored)
 
 
 @pytest.mark.parametrize("block", [2, 16])
