@@ -180,7 +180,15 @@ def pool(process: int, workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "sparse_linear")
 
 
-@njit(nogil=True, cache=True)
+def compiled(function: Callable[..., None]) -> Any:
+    """The function as numba compiles it; kept on disk if there is a folder that may be written to."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # "cannot cache function …: no locator available"
+        return njit(nogil=True)(function)
+
+
+@compiled
 def transpose(source, source_stride, target, target_stride, rows, columns, element):
     """Write a matrix of so many rows and columns, elements of 2 or 4 bytes, transposed."""
     whole_rows, whole_columns = rows - rows % BLOCK, columns - columns % BLOCK
@@ -202,7 +210,7 @@ def transpose(source, source_stride, target, target_stride, rows, columns, eleme
                 copy_element(2, place, goal)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pack(states, feature_major, tokens, features, token, tile, first, last, element, room):
     """Write (features, tile) of states, (features, tokens) if feature_major else (tokens, features), side by side."""
     if feature_major:
@@ -230,7 +238,7 @@ def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
     element = 2 if bfloat16 else 4
     row_bytes, size = tile * element, lanes * block
 
-    @njit(nogil=True, cache=True)
+    @compiled
     def multiply(
         x, values, indices, row_pointers, bias, out,
         tokens, columns, row_blocks, column_blocks, feature_major, activate,
@@ -299,7 +307,7 @@ def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
 def products_of_pairs(tile: int, lanes: int, block: int) -> Any:
     """The compiled sampled product for tiles of `tile` tokens."""
 
-    @njit(nogil=True, cache=True)
+    @compiled
     def accumulate(
         upstream, x, indices, row_pointers, found,
         tokens, columns, row_blocks, column_blocks, feature_major,

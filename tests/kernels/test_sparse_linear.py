@@ -236,12 +236,13 @@ def test_values_that_are_a_parameter_learn_the_dense_layers_steps():
     torch.testing.assert_close(learned.to_dense(), dense * (weight != 0), rtol=1e-5, atol=1e-6)
 
 
-def test_two_threads_give_what_one_gives(monkeypatch):
+@pytest.mark.parametrize("tokens", [150, 1100])  # threads share the rows of the one, and the tiles of the other
+def test_two_threads_give_what_one_gives(monkeypatch, tokens):
     monkeypatch.setattr(numba_sparse, "PARALLEL", 1)
     threads = torch.get_num_threads()
     weight = weight_of(100, 900, block=4)
     stored = SparseWeight.from_dense(weight, 4)
-    x = states_of(900, 150, feature_major=False).requires_grad_()
+    x = states_of(900, tokens, feature_major=False).requires_grad_()
     stored.values.requires_grad_()
     results = []
     try:
@@ -308,6 +309,12 @@ def test_compiled_code_is_kept_on_disk(tmp_path, monkeypatch):
         for _ in range(2)
     ]
     assert runs == ["0\n", "1\n"]
+
+
+def test_without_a_folder_to_keep_it_in_code_is_compiled_each_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_LOCATOR_CLASSES", "ZipCacheLocator")  # takes no module outside of a zip file
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 def test_importing_the_package_does_not_load_numba():
