@@ -145,10 +145,11 @@ def feature_major(tokens: int) -> Results:
 
 
 def row_major() -> Results:
-    """The drop-in form, (T, K) to (T, N)."""
+    """The drop-in form, (T, K) to (T, N), of few tokens too."""
     timings, measures = [], {}
-    for shape in SHAPES:
-        layer = Layer(*shape, 128)
+    few = [(768, 768, tokens) for tokens in (1, 8, 32, 100)]
+    for rows, columns, tokens in [(*shape, 128) for shape in SHAPES] + few:
+        layer = Layer(rows, columns, tokens)
         ours = {"ours, row-major": lambda x, xt, layer=layer: sparse_linear(x, layer.stored, layer.bias)}
         timings += race(layer, layer.dense() | ours, FLOAT32_ERROR)
         measures[f"{layer.label}, row-major, dense"] = against(timings[-4:], DENSE, "ours, row-major")

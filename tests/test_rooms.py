@@ -35,7 +35,11 @@ ARROWS: dict[str, set[str]] = {  # room -> the rooms it may import; the package'
     "running": {"stages", "tracking"},
     "cli": {"running", "stages"},
 }
-OWNERS = {"mlflow": "tracking", "papermill": "running"}  # heavy libraries, and the one room that may import each
+OWNERS = {
+    "mlflow": "tracking",
+    "papermill": "running",
+    "numba": "kernels",
+}  # heavy libraries, and the one room that may import each
 NO_ROOM = re.compile(r"(^|_)(utils?|common|helpers?)(_|$)")  # a helper lives with its first user
 
 
@@ -141,6 +145,7 @@ def test_every_import_follows_the_arrows_of_the_plan():
             "stages.planted imports mlflow, which only tracking may",
         ),
         ({"cli.py": "import papermill as pm"}, "cli imports papermill, which only running may"),
+        ({"models/planted.py": "from numba import njit"}, "models.planted imports numba, which only kernels may"),
         ({"data/utils.py": ""}, "data.utils is a drawer for everything*"),
         ({"models/shape_helpers.py": ""}, "models.shape_helpers is a drawer for everything*"),
         ({"common/__init__.py": ""}, "common is in no room of the plan"),

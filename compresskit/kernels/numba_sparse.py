@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +45,7 @@ from compresskit.kernels.numba_vectors import (
 )
 
 TILES = (128, 64, 32)  # tokens
-AHEAD = 12  # nonzeros: how early the cache is asked for activations, 9 % faster than without
+AHEAD = 12  # nonzeros: how early the cache is asked for activations; 14 % faster than without, 24 is too early
 TURNED = 64  # output rows that are turned to row-major at once, from the first-level cache
 PARALLEL = 4_000_000  # multiply-adds; fewer are done before a second thread has begun
 
@@ -65,7 +65,7 @@ def linear(
 
     values, bias: float32; values, indices and row_pointers as in SparseWeight.  Returns (N, T) or (T, N), of x's dtype.
     """
-    x, bias = x.contiguous(), None if bias is None else bias.contiguous()
+    x, values, bias = x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
     (rows, columns), block, element = shape, values.shape[1], x.element_size()
     tokens = x.shape[1 if feature_major else 0]
     out = empty_output((rows, tokens) if feature_major else (tokens, rows), x.dtype)
@@ -74,8 +74,7 @@ def linear(
     sizes = (tokens, columns, rows // block, column_blocks, feature_major, gelu)
     features = -(-columns // column_blocks)
     stop = 0
-    for start, stop, tile in spans(tokens):
-        kernel = product(tile, min(tile, SUMS[block]), block, x.dtype == torch.bfloat16)
+    for start, stop, tile, kernel in products(tokens, SUMS[block], block, x.dtype):
         room = tile * (element * (features + TURNED) + (4 * rows if column_blocks > 1 else 0))
         chunks = chunks_of(start, stop, tile, rows // block, values.numel())
         run(kernel, (x.data_ptr(), *weight, out.data_ptr(), *sizes), room, chunks)
@@ -117,18 +116,18 @@ def sampled_product(
 
 
 def spans(tokens: int) -> Iterator[tuple[int, int, int]]:
-    """First token, last token and tile of those that fill tiles of each size, the largest first."""
-    start = 0
-    for tile in TILES:
-        stop = tokens - (tokens - start) % tile
-        if start < stop:
-            yield start, stop, tile
-            start = stop
+    """First token, last token and tile of those that fill tiles: many of the largest, and one of another size."""
+    whole = tokens - tokens % TILES[0]
+    if whole:
+        yield 0, whole, TILES[0]
+    if tokens - whole in TILES:
+        yield whole, tokens, tokens - whole
 
 
 def padded(states: Tensor, feature_major: bool) -> Tensor:
-    """With tokens of zeros up to a whole number of the smallest tiles."""
-    more = -states.shape[1 if feature_major else 0] % TILES[-1]
+    """With tokens of zeros until all fill tiles; one tile with zeros takes less time than two smaller ones."""
+    rest = states.shape[1 if feature_major else 0] % TILES[0]
+    more = min(tile for tile in TILES if tile >= rest) - rest if rest else 0
     return F.pad(states, (0, more) if feature_major else (0, 0, 0, more)) if more else states
 
 
@@ -149,7 +148,9 @@ Chunk = tuple[int, int, int, int]  # first token, last token, first block of row
 
 def chunks_of(start: int, stop: int, tile: int, row_blocks: int, values: int) -> list[Chunk]:
     """One chunk for each of torch's threads, if there is work enough: of rows, or of tokens if tiles are many."""
-    threads = torch.get_num_threads() if values * (stop - start) >= PARALLEL else 1
+    threads = torch.get_num_threads()
+    if threads == 1 or values * (stop - start) < PARALLEL:
+        return [(start, stop, 0, row_blocks)]
     tiles = (stop - start) // tile
     by_tokens = tiles >= 4 * threads
     ends = [(tiles if by_tokens else row_blocks) * i // threads for i in range(threads + 1)]
@@ -165,6 +166,8 @@ def run(kernel: Callable[..., None], given: Sequence[Any], room_bytes: int, chun
         room = torch.empty(room_bytes, dtype=torch.uint8)
         kernel(*given, room.data_ptr(), *chunk)
 
+    if len(chunks) == 1:
+        return work_on(chunks[0])
     others = [pool(os.getpid(), len(chunks) - 1).submit(work_on, chunk) for chunk in chunks[1:]]
     work_on(chunks[0])
     for other in others:
@@ -177,7 +180,15 @@ def pool(process: int, workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, "sparse_linear")
 
 
-@njit(nogil=True, cache=True)
+def compiled(function: Callable[..., None]) -> Any:
+    """The function as numba compiles it; kept on disk if there is a folder that may be written to."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # "cannot cache function …: no locator available"
+        return njit(nogil=True)(function)
+
+
+@compiled
 def transpose(source, source_stride, target, target_stride, rows, columns, element):
     """Write a matrix of so many rows and columns, elements of 2 or 4 bytes, transposed."""
     whole_rows, whole_columns = rows - rows % BLOCK, columns - columns % BLOCK
@@ -199,7 +210,7 @@ def transpose(source, source_stride, target, target_stride, rows, columns, eleme
                 copy_element(2, place, goal)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pack(states, feature_major, tokens, features, token, tile, first, last, element, room):
     """Write (features, tile) of states, (features, tokens) if feature_major else (tokens, features), side by side."""
     if feature_major:
@@ -215,13 +226,19 @@ def pack(states, feature_major, tokens, features, token, tile, first, last, elem
         transpose(source, features * element, room, tile * element, tile, last - first, element)
 
 
+@lru_cache(maxsize=1024)
+def products(tokens: int, sums: int, block: int, dtype: torch.dtype) -> list[tuple[int, int, int, Any]]:
+    """The spans of so many tokens with their kernels, kept: to look them up would take a tenth of a small product."""
+    return [(*span, product(span[2], min(span[2], sums), block, dtype == torch.bfloat16)) for span in spans(tokens)]
+
+
 @cache
 def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
     """The compiled product for tiles of `tile` tokens: the sums of `lanes` tokens by `block` rows stay in registers."""
     element = 2 if bfloat16 else 4
     row_bytes, size = tile * element, lanes * block
 
-    @njit(nogil=True, cache=True)
+    @compiled
     def multiply(
         x, values, indices, row_pointers, bias, out,
         tokens, columns, row_blocks, column_blocks, feature_major, activate,
@@ -290,7 +307,7 @@ def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
 def products_of_pairs(tile: int, lanes: int, block: int) -> Any:
     """The compiled sampled product for tiles of `tile` tokens."""
 
-    @njit(nogil=True, cache=True)
+    @compiled
     def accumulate(
         upstream, x, indices, row_pointers, found,
         tokens, columns, row_blocks, column_blocks, feature_major,

@@ -159,7 +159,7 @@ def sparse_linear(
 
     bias: (N,); activation: GELU in its exact form.  Returns (..., N) or (N, T) of x's dtype; sums are of float32.
     Gradients reach x, weight.values and bias; the last two in their own dtype.
-    Raises ValueError where the shapes do not fit together.
+    Raises ValueError where shapes or devices do not fit together.
     """
     rows, columns = weight.shape
     if x.shape[0 if feature_major else -1] != columns or (feature_major and x.ndim != 2):
@@ -167,6 +167,8 @@ def sparse_linear(
         raise ValueError(f"x is {tuple(x.shape)}; a weight {weight.shape} takes {expected}")
     if bias is not None and bias.shape != (rows,):
         raise ValueError(f"bias is {tuple(bias.shape)}; a weight {weight.shape} takes ({rows},)")
+    if x.device != weight.values.device:
+        raise ValueError(f"x is on {x.device}, the weight on {weight.values.device}; move one of them")
     if activation not in (None, "gelu"):
         raise ValueError(f"activation is {activation!r}; expected None or 'gelu'")
     flat = x if feature_major else x.reshape(-1, columns)

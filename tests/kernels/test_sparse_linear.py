@@ -202,6 +202,23 @@ def test_torch_accepts_the_operators(feature_major):
     torch.library.opcheck(sparse_linear.sampled, (upstream, x.detach(), *parts, stored.shape, 4, feature_major))
 
 
+def test_under_torch_compile_values_and_gradients_stay():
+    stored = SparseWeight.from_dense(weight_of(16, 20))
+    stored.values.requires_grad_()
+    x, bias = states_of(20, 6, feature_major=False).requires_grad_(), torch.randn(16)
+
+    def layer(x: Tensor) -> Tensor:
+        return sparse_linear.sparse_linear(x, stored, bias, "gelu")
+
+    results = []
+    for form in (layer, torch.compile(layer, backend="aot_eager")):
+        y = form(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (x, stored.values))])
+    torch.testing.assert_close(*results)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), results[0][0])
+
+
 def test_values_that_are_a_parameter_learn_the_dense_layers_steps():
     """A few steps of SGD on the mask equal the same steps of a dense layer whose other weights are held at zero."""
     weight, x = weight_of(32, 48, 0.2), torch.randn(40, 48)
@@ -219,12 +236,13 @@ def test_values_that_are_a_parameter_learn_the_dense_layers_steps():
     torch.testing.assert_close(learned.to_dense(), dense * (weight != 0), rtol=1e-5, atol=1e-6)
 
 
-def test_two_threads_give_what_one_gives(monkeypatch):
+@pytest.mark.parametrize("tokens", [150, 1100])  # threads share the rows of the one, and the tiles of the other
+def test_two_threads_give_what_one_gives(monkeypatch, tokens):
     monkeypatch.setattr(numba_sparse, "PARALLEL", 1)
     threads = torch.get_num_threads()
     weight = weight_of(100, 900, block=4)
     stored = SparseWeight.from_dense(weight, 4)
-    x = states_of(900, 150, feature_major=False).requires_grad_()
+    x = states_of(900, tokens, feature_major=False).requires_grad_()
     stored.values.requires_grad_()
     results = []
     try:
@@ -293,6 +311,12 @@ def test_compiled_code_is_kept_on_disk(tmp_path, monkeypatch):
     assert runs == ["0\n", "1\n"]
 
 
+def test_without_a_folder_to_keep_it_in_code_is_compiled_each_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_LOCATOR_CLASSES", "ZipCacheLocator")  # takes no module outside of a zip file
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+
+
 def test_importing_the_package_does_not_load_numba():
     program = "import sys, compresskit.kernels.sparse_linear, compresskit.cli; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -314,6 +338,14 @@ def test_what_does_not_fit_is_refused(x, bias, activation, feature_major, senten
     bias = None if bias is None else torch.zeros(bias)
     with pytest.raises(ValueError, match=sentence):
         sparse_linear.sparse_linear(torch.zeros(x), stored, bias, activation, feature_major=feature_major)
+
+
+def test_a_weight_elsewhere_is_refused():
+    """Its addresses would be nonsense on the CPU."""
+    stored = SparseWeight.from_dense(torch.ones(4, 6))
+    stored.__dict__["values"] = stored.values.to("meta")
+    with pytest.raises(ValueError, match="x is on cpu, the weight on meta; move one of them"):
+        sparse_linear.sparse_linear(torch.zeros(5, 6), stored)
 
 
 @pytest.mark.parametrize("block", [2, 16])
