@@ -55,7 +55,7 @@ def largest(magnitude: Tensor, sparsity: float, faithful: bool = False) -> Tenso
 
 
 def _kth_smallest(flat: Tensor, k: int) -> Tensor:
-    """Entry number k, from 0, of the sorted ones. On the CPU numpy finds it 20 times as fast as torch's kthvalue."""
+    """Entry number k, from 0, of the sorted ones. On the CPU numpy finds it four times as fast as torch's kthvalue."""
     if flat.device.type != "cpu" or flat.dtype not in (torch.float32, torch.float64):
         return flat.kthvalue(k + 1).values
     return torch.as_tensor(np.partition(flat.numpy(), k)[k])
