@@ -163,7 +163,6 @@ def chunks_of(start: int, stop: int, tile: int, row_blocks: int, values: int) ->
 
 def run(kernel: Callable[..., None], given: Sequence[Any], room_bytes: int, chunks: Sequence[Chunk]) -> None:
     """kernel(*given, room, *chunk) for every chunk, each in a thread and with room of its own."""
-
     if len(chunks) == 1:
         return in_room(kernel, given, room_bytes, chunks[0])
     threads = pool(os.getpid(), len(chunks) - 1)
