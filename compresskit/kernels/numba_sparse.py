@@ -75,7 +75,9 @@ def linear(
     features = -(-columns // column_blocks)
     stop = 0
     for start, stop, tile, kernel in products(tokens, SUMS[block], block, x.dtype):
-        room = tile * (element * (features + TURNED) + (4 * rows if column_blocks > 1 else 0))
+        room = 4 * tile * rows if column_blocks > 1 else 0
+        if not feature_major or tokens != tile:
+            room += element * tile * (features + TURNED)
         chunks = chunks_of(start, stop, tile, rows // block, values.numel())
         run(kernel, (x.data_ptr(), *weight, out.data_ptr(), *sizes), room, chunks)
     if stop < tokens:
@@ -161,17 +163,19 @@ def chunks_of(start: int, stop: int, tile: int, row_blocks: int, values: int) ->
 
 def run(kernel: Callable[..., None], given: Sequence[Any], room_bytes: int, chunks: Sequence[Chunk]) -> None:
     """kernel(*given, room, *chunk) for every chunk, each in a thread and with room of its own."""
-
-    def work_on(chunk: Chunk) -> None:
-        room = torch.empty(room_bytes, dtype=torch.uint8)
-        kernel(*given, room.data_ptr(), *chunk)
-
     if len(chunks) == 1:
-        return work_on(chunks[0])
-    others = [pool(os.getpid(), len(chunks) - 1).submit(work_on, chunk) for chunk in chunks[1:]]
-    work_on(chunks[0])
+        return in_room(kernel, given, room_bytes, chunks[0])
+    threads = pool(os.getpid(), len(chunks) - 1)
+    others = [threads.submit(in_room, kernel, given, room_bytes, chunk) for chunk in chunks[1:]]
+    in_room(kernel, given, room_bytes, chunks[0])
     for other in others:
         other.result()
+
+
+def in_room(kernel: Callable[..., None], given: Sequence[Any], room_bytes: int, chunk: Chunk) -> None:
+    """One chunk of `run`."""
+    room = torch.empty(room_bytes, dtype=torch.uint8) if room_bytes else None
+    kernel(*given, 0 if room is None else room.data_ptr(), *chunk)
 
 
 @cache
@@ -245,7 +249,9 @@ def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
         room, start, stop, begin, end,
     ):  # fmt: skip
         width = (columns + column_blocks - 1) // column_blocks
-        packed, turned, earlier = room, room + width * row_bytes, room + (width + TURNED) * row_bytes
+        earlier = room
+        packed = room + 4 * tile * row_blocks * block if column_blocks > 1 else room
+        turned = packed + width * row_bytes
         for token in range(start, stop, tile):
             for column_block in range(column_blocks):
                 is_last = column_block == column_blocks - 1

@@ -26,6 +26,7 @@ from torch import Tensor
 from compresskit.kernels.dispatch import choose
 
 BLOCKS = (1, 4, 8, 16)
+COMPILED = (torch.float32, torch.bfloat16)  # dtypes of activations; others take a dense product
 MAX_COLUMNS = 768  # in a block of columns: with 128 tokens 384 KiB of float32, and there is 1 MiB of second-level cache
 
 
@@ -302,7 +303,7 @@ def numba_sparse(
     feature_major: bool,
 ) -> Tensor:
     """Only the products with values; dense in float64 and float16, and without numba."""
-    kernels = _numba() if x.dtype in (torch.float32, torch.bfloat16) and values.dtype == torch.float32 else None
+    kernels = _numba() if x.dtype in COMPILED and values.dtype == torch.float32 else None
     version = torch_dense if kernels is None else kernels.linear
     bias = bias if bias is None or bias.dtype == values.dtype else bias.to(values.dtype)
     return version(x, values, indices, row_pointers, bias, shape, gelu=gelu, feature_major=feature_major)
@@ -336,7 +337,7 @@ def numba_sampled(
     feature_major: bool,
 ) -> Tensor:
     """Only the products that are kept; else as numba_sparse."""
-    kernels = _numba() if x.dtype in (torch.float32, torch.bfloat16) else None
+    kernels = _numba() if x.dtype in COMPILED else None
     version = torch_sampled if kernels is None else kernels.sampled_product
     return version(upstream, x, indices, row_pointers, shape, block, feature_major=feature_major)
 
