@@ -262,18 +262,8 @@ def product(tile: int, lanes: int, block: int, bfloat16: bool) -> Any:
                 if feature_major and tokens == tile:
                     tile_x = x + row_bytes * first
                 else:
-                    pack(
-                        x,
-                        feature_major,
-                        tokens,
-                        columns,
-                        token,
-                        tile,
-                        first,
-                        min(first + width, columns),
-                        element,
-                        packed,
-                    )
+                    last = min(first + width, columns)
+                    pack(x, feature_major, tokens, columns, token, tile, first, last, element, packed)
                 for row in range(begin, end):
                     p_start, p_stop = load_int32(pointers + 4 * row), load_int32(pointers + 4 * (row + 1))
                     for lane in range(0, tile, lanes):
@@ -322,19 +312,9 @@ def products_of_pairs(tile: int, lanes: int, block: int) -> Any:
         width = (columns + column_blocks - 1) // column_blocks
         rows, packed = room, room + 4 * tile * row_blocks * block
         for token in range(start, stop, tile):
-            first_row = rows + 4 * tile * block * begin
-            pack(
-                upstream,
-                feature_major,
-                tokens,
-                row_blocks * block,
-                token,
-                tile,
-                block * begin,
-                block * end,
-                4,
-                first_row,
-            )
+            first, last = block * begin, block * end
+            place = rows + 4 * tile * first
+            pack(upstream, feature_major, tokens, block * row_blocks, token, tile, first, last, 4, place)
             for column_block in range(column_blocks):
                 pointers = row_pointers + 4 * row_blocks * column_block
                 last_value = load_int32(pointers + 4 * row_blocks) - 1
