@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
 from statistics import median, quantiles
 from typing import Any
 
@@ -138,12 +139,12 @@ def _race(
         errors[name] = check(f"{name} on {label}", contestant(*given), expected, bounds[name])
         calls[name] = max(1, math.ceil(SAMPLE_MS / max(_cpu_ms(contestant, given, 1), 1e-3)))
         _cpu_ms(contestant, given, calls[name])
-    order = list(contestants)
+    order, shuffle = list(contestants), Random(0).shuffle
     with no_collection():
         for _ in range(rounds):
+            shuffle(order)  # nobody always runs after the same other
             for name in order:
                 samples[name].append(_cpu_ms(contestants[name], given, calls[name]))
-            order.append(order.pop(0))  # nobody always runs after the same other
     for name, contestant in contestants.items():  # nobody has changed the inputs, or answers from memory
         errors[name] = max(errors[name], check(f"{name} on {label}", contestant(*given), expected, bounds[name]))
     return [
