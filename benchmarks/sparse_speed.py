@@ -17,6 +17,7 @@ from benchmarks.harness import RESULTS
 from compresskit.evaluation import figures
 
 PAGE = RESULTS.parents[1] / "docs" / "results" / "sparse_speed.md"
+NAMES = {"torch": "torch, oneDNN", "torch-default": "torch, default", "ours": "sparse (ours)"}
 CURVE = re.compile(r"(\d+)% zeros in blocks of (\d+), dense")
 
 
@@ -84,7 +85,10 @@ def models_table(bert: dict[str, Any]) -> str:
     ms = {(timing["contestant"], timing["input"]): timing["median_ms"] for timing in bert["timings"]}
     names = sorted({name for name, _ in ms}, key=lambda name: ms[name, lengths[0]])
     lines = [
-        [name, *(f"{ms[name, length]:.1f} ({ms[name, length] / ms['ours', length]:.2f}x)" for length in lengths)]
+        [
+            NAMES.get(name, name),
+            *(f"{ms[name, length]:.1f} ({ms[name, length] / ms['ours', length]:.2f}x)" for length in lengths),
+        ]
         for name in names
     ]
     return table(["engine", *(f"{length} tokens, ms" for length in lengths)], lines)

@@ -93,11 +93,14 @@ def _arrays(batch: Batch, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _int8_onnx(graph: Path) -> Path:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     made = graph.with_suffix(".int8.onnx")
     if not made.exists():
-        quantize_dynamic(graph, made, weight_type=QuantType.QInt8, per_channel=True)
+        model = onnx.load(graph)
+        model.graph.ClearField("value_info")  # the exporter's shapes inside are at odds with those found here
+        quantize_dynamic(model, made, weight_type=QuantType.QInt8, per_channel=True)
     return made
 
 

@@ -157,5 +157,9 @@ def feature_major(
         torch.bmm((q * scale).mT, k, out=maps)
         if mask is not None:
             maps += mask[i]
-        out.copy_(torch.bmm(v, torch.softmax(maps, -1, out=maps).mT))
+        torch.softmax(maps, -1, out=maps)
+        if batch == 1:
+            torch.bmm(v, maps.mT, out=out)
+        else:  # out is no block of memory
+            out.copy_(torch.bmm(v, maps.mT))
     return context

@@ -199,6 +199,8 @@ def run(encoder: Any, hidden: Tensor, mask: Tensor | None, heads: list[int]) -> 
     batch, seq_len, _ = hidden.shape
     x = hidden.flatten(0, 1).T.contiguous()  # (H, T)
     room = x.new_empty(max(heads), seq_len, seq_len)
+    if mask is not None and not mask.any():  # nothing is masked
+        mask = None
     for layer, number in zip(encoder.layer, heads, strict=True):
         inner, out, wide, end = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
         query, key, value = (_linear(linear, x) for linear in (inner.query, inner.key, inner.value))  # (A·D, T)
