@@ -96,6 +96,7 @@ def test_changes_come_after_the_file_and_reach_into_mappings(tmp_path):
     assert params.note == "007"
     assert params.heads == [1, 2]
     assert DistilParams.load(path, ["note=null"]).note is None
+    assert DistilParams.load(path, ["teacher="]).teacher == ""
 
 
 @pytest.mark.parametrize(
