@@ -47,7 +47,7 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def parse_value(text: str, is_text: bool = False) -> Any:
-    """A value from the command line, read as YAML; for a field that takes only text, the text as typed, empty or not."""
+    """A value from the command line, read as YAML; for a field that takes only text, the text as typed."""
     if is_text and not text:
         return ""
     try:
