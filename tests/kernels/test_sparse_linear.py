@@ -12,11 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compresskit.kernels import numba_sparse, sparse_linear
+from compresskit.kernels import sparse_linear
 from compresskit.kernels.sparse_linear import BLOCKS, IMPLEMENTATIONS, MAX_COLUMNS, SparseWeight
 
 # float32 sums of up to 3072 products stay near 3e-7 of the result; bfloat16 rounds it to 8 bits, 2e-3 on average
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-3}
+
+
+@pytest.fixture
+def numba_sparse():
+    """The module of compiled products; skips where numba is not there."""
+    return pytest.importorskip("compresskit.kernels.numba_sparse", reason="no numba", exc_type=ImportError)
 
 
 def weight_of(rows: int, columns: int, density: float = 0.1, block: int = 1, seed: int = 0) -> Tensor:
@@ -113,7 +119,7 @@ def test_activations_of_any_number_of_dimensions_and_strides():
     assert sparse_linear.sparse_linear(torch.randn(40, 0), stored, feature_major=True).shape == (24, 0)
 
 
-def test_gelu_is_exact_far_out_and_keeps_what_is_not_a_number():
+def test_gelu_is_exact_far_out_and_keeps_what_is_not_a_number(numba_sparse):
     """The identity as weight: the epilogue alone."""
     values = [*torch.linspace(-8, 8, 4001).tolist(), -1e4, 1e4, float("inf"), float("nan"), -0.0]
     x = torch.tensor(values)[None]
@@ -123,7 +129,7 @@ def test_gelu_is_exact_far_out_and_keeps_what_is_not_a_number():
     torch.testing.assert_close(found.double(), right, rtol=3e-7, atol=5e-7, equal_nan=True)
 
 
-def test_bfloat16_is_rounded_to_nearest_and_keeps_what_is_not_a_number():
+def test_bfloat16_is_rounded_to_nearest_and_keeps_what_is_not_a_number(numba_sparse):
     x = torch.tensor([[1.0, -2.5, float("inf"), float("-inf"), float("nan"), 3.14]] * 3, dtype=torch.bfloat16)
     stored = SparseWeight.from_dense(torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1 + 2**-8]]))
     found = sparse_linear.sparse_linear(x, stored, feature_major=True)
@@ -237,7 +243,7 @@ def test_values_that_are_a_parameter_learn_the_dense_layers_steps():
 
 
 @pytest.mark.parametrize("tokens", [150, 1100])  # threads share the rows of the one, and the tiles of the other
-def test_two_threads_give_what_one_gives(monkeypatch, tokens):
+def test_two_threads_give_what_one_gives(numba_sparse, monkeypatch, tokens):
     monkeypatch.setattr(numba_sparse, "PARALLEL", 1)
     threads = torch.get_num_threads()
     weight = weight_of(100, 900, block=4)
@@ -259,7 +265,7 @@ def test_two_threads_give_what_one_gives(monkeypatch, tokens):
 @pytest.mark.parametrize("sums", [{1: 64, 4: 16, 8: 8, 16: 4}, {1: 16, 4: 4, 8: 4, 16: 4}], ids=["AVX2", "narrow"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_narrow_registers_give_the_same(monkeypatch, sums, dtype, block):
+def test_narrow_registers_give_the_same(numba_sparse, monkeypatch, sums, dtype, block):
     monkeypatch.setattr(numba_sparse, "SUMS", sums)
     weight, x = weight_of(32, 800, block=block), states_of(800, 150, True, dtype)
     stored = SparseWeight.from_dense(weight, block)
@@ -302,7 +308,7 @@ print(sum(numba_sparse.product(32, 32, 1, False).stats.cache_hits.values()))
 """
 
 
-def test_compiled_code_is_kept_on_disk(tmp_path, monkeypatch):
+def test_compiled_code_is_kept_on_disk(numba_sparse, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     runs = [
         subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True).stdout
@@ -311,7 +317,7 @@ def test_compiled_code_is_kept_on_disk(tmp_path, monkeypatch):
     assert runs == ["0\n", "1\n"]
 
 
-def test_without_a_folder_to_keep_it_in_code_is_compiled_each_time(tmp_path, monkeypatch):
+def test_without_a_folder_to_keep_it_in_code_is_compiled_each_time(numba_sparse, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_LOCATOR_CLASSES", "ZipCacheLocator")  # takes no module outside of a zip file
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, check=True)
     assert done.stdout == "0\n"
