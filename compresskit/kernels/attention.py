@@ -4,7 +4,7 @@ Torch's fused attention multiplies small blocks, for which its default matrix pr
 the large products of training here ("medium" float32 precision, see float32.py), takes two to five times as long. So
 where oneDNN is in force maps are built after all, of a few sequences at a time in memory that stays in the cache, and
 used up at once; the backward pass builds them again (recomputation as in FlashAttention, Dao et al. 2022, section 3.1).
-benchmarks/attention.py has the figures: 1.5 to 1.8 times as fast as torch's fused attention from 128 tokens on.
+benchmarks/attention.py has the figures: 1.4 to 1.6 times as fast as torch's fused attention from 128 tokens on.
 Letters: B batch, A heads, S sequence, D columns per head.
 """
 

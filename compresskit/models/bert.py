@@ -281,7 +281,7 @@ class CompactBertModel(CompactBertPreTrainedModel):
             mask = original_mask if faithful else masked * torch.finfo(hidden.dtype).min
 
         all_hidden, all_attentions, all_scores, all_queries, all_keys = [hidden], [], [], [], []
-        plain = not (gradients or explicit or kept or output_query_key_states)
+        plain = not (gradients or self.training or asked or kept or output_query_key_states)
         if config.sparse and plain and hidden.device.type == "cpu":
             all_hidden += sparse.run(self.encoder, hidden, mask, shape.per_layer("num_attention_heads"))
             hidden = all_hidden[-1].contiguous()

@@ -62,6 +62,22 @@ def test_every_head_stands_on_a_sparse_encoder(name):
         torch.testing.assert_close(found[key], expected[key], rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_short_rows_take_the_fast_path_and_training_does_not(monkeypatch, precision):
+    fast = sparse.to_sparse(pruned(hidden_dropout_prob=0.5), min_sparsity=0.5)
+    runs, run = [], sparse.run
+    monkeypatch.setattr(sparse, "run", lambda *given: runs.append(1) or run(*given))
+    torch.set_float32_matmul_precision(precision)
+    try:
+        outputs(fast)
+        assert len(runs) == 1
+        fast.train()
+        assert not torch.equal(outputs(fast).logits, outputs(fast).logits), "dropout was left out"
+        assert len(runs) == 1
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_what_the_fast_path_does_not_compute_comes_from_the_slow_one():
     dense = pruned()
     fast = sparse.to_sparse(dense, min_sparsity=0.5)
