@@ -23,7 +23,8 @@ from compresskit.stages.report import write
 
 NEEDED = ("task", "seed", "data_dir", "student", "max_seq_len")  # variables of a pipeline that can be studied
 SETTINGS = (  # those that a page shows, of the ones a pipeline has
-    "max_seq_len", "epochs", "max_steps", "epochs_at_once", "max_steps_at_once", "learning_rate", "copies", "threads",
+    "max_seq_len", "batch_size", "epochs", "max_steps", "epochs_at_once", "max_steps_at_once", "learning_rate",
+    "copies", "threads",
 )  # fmt: skip
 SIZES = ("layers", "hidden", "params_m", "disk_mb", "gflops", "sparsity_pct", "sparse_disk_mb")
 
