@@ -103,8 +103,13 @@ class Evaluate:
         return pd.DataFrame([self._row(name) for name in self.models])
 
     def pareto(self) -> Figure:
-        """Score against measured latency."""
+        """Score against measured latency, of pruned models in both forms."""
         rows = self.rows()
+        sparse_forms = rows.dropna(subset="sparse_latency_p50_ms")
+        sparse_forms = sparse_forms.assign(
+            name=sparse_forms["name"] + SPARSE, latency_p50_ms=sparse_forms["sparse_latency_p50_ms"]
+        )
+        rows = pd.concat([rows, sparse_forms], ignore_index=True)
         points = pd.DataFrame(
             {
                 "name": rows["name"],

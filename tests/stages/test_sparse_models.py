@@ -107,6 +107,8 @@ def test_the_leaderboard_tells_how_fast_and_small_a_pruned_model_is_by_its_nonze
     stage.score()
     timed = stage.time().set_index("name")["latency_p50_ms"]
     assert set(timed.index) == {"baseline-dense", "sparsebert-pruned", "sparsebert-pruned, sparse"}
+    labels = {text.get_text() for text in stage.pareto().axes[0].texts}
+    assert labels == set(timed.index)
     stage.finish()
     found = client().search_runs([experiment_id("leaderboard/sst2-bundled")])
     rows = {run.data.tags["variant"]: run.data.metrics for run in found}
