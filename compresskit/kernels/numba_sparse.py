@@ -139,7 +139,7 @@ def empty_output(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """
     size = shape[0] * shape[1] * dtype.itemsize
     if size <= 32 << 20:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype)
     memory = torch.from_numpy(np.empty(size + 64, np.uint8))
     aligned = -memory.data_ptr() % 64
     return memory[aligned : aligned + size].view(dtype).view(shape)
