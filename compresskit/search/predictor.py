@@ -52,6 +52,7 @@ class Conditions:
     threads: int
     batch_size: int
     seq_len: int
+    clock: str
     cpu: str
     float32_matmul_precision: str
 
@@ -269,7 +270,8 @@ class HeldOut:
     mape_pct: float  # mean absolute error relative to the measured latency
     p95_error_pct: float
     spearman: float
-    rows: int
+    measured_ms: list[float]
+    predicted_ms: list[float]
 
 
 def held_out(kind: str, measured_ms: ArrayLike, predicted_ms: ArrayLike) -> HeldOut:
@@ -277,7 +279,9 @@ def held_out(kind: str, measured_ms: ArrayLike, predicted_ms: ArrayLike) -> Held
     measured, predicted = np.asarray(measured_ms, float), np.asarray(predicted_ms, float)
     error = np.abs(predicted - measured) / measured * 100
     rank = float(spearmanr(measured, predicted).statistic) if len(measured) > 1 else float("nan")
-    return HeldOut(kind, float(error.mean()), float(np.quantile(error, 0.95)), rank, len(measured))
+    return HeldOut(
+        kind, float(error.mean()), float(np.quantile(error, 0.95)), rank, measured.tolist(), predicted.tolist()
+    )
 
 
 def fit_best(
@@ -355,7 +359,7 @@ class LatencyPredictor:
         path = Path(folder) / PREDICTOR_FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: a latency predictor's folder has this file; make one with the stage latency_data"
+                f"{path}: a latency predictor's folder has this file; make one with the stage latency_predictor"
             )
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
