@@ -103,7 +103,10 @@ class Physical:
 
 
 def physical_features(columns: Columns) -> dict[str, NDArray[Any]]:
-    """What a forward pass does, by name; for layers of different widths their means serve, as all is linear in them."""
+    """What a forward pass does, by name; for layers of different widths their means serve, as all is linear in them.
+
+    The bytes of the weights are a sum of these, and need no feature.
+    """
     l, h, f, n, q = (
         columns[name].astype(np.float64)
         for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "qkv_size")
