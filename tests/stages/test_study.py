@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from compresskit import tracking
-from compresskit.evaluation import glue
+from compresskit.evaluation import figures, glue
 from compresskit.stages import study
 from compresskit.stages.published import PUBLISHED, Comparison, Published
 
@@ -133,6 +133,9 @@ def test_another_pipeline_adds_seeds_and_tasks_for_some_of_the_models(store):
     rows = [next(line for line in table(data).splitlines() if "| baseline-labels-only |" in line) for table in tables]
     assert all(row.endswith("|  |") for row in rows[:2])  # it was not made for the second task
     assert rows[2].endswith("| 90.0 | 8.0 | 5.0 | 2.0 (1.00x) | 0.5 (4.00x) |  |  |")
+    study.study("ablation", "baseline-teacher", store / "page.md", "", also=["fewer"])
+    panels = figures.scores_plot(study.score_rows(data)).axes
+    assert [len([line for line in ax.lines if line.get_marker() == "o"]) for ax in panels] == [3, 2]
 
 
 def test_a_model_that_only_a_later_run_has_is_named(store):
