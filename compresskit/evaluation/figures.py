@@ -164,9 +164,8 @@ def scores_plot(rows: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for ax, task in zip(panels, tasks, strict=True):
         of_task = rows[rows["task"] == task]
-        for _, row in of_task.iterrows():
-            name, height = row["name"], names.index(row["name"])
-            color = COLORS.get(str(name).partition("-")[0], GREY)
+        for _, row in of_task.sort_values("name", key=lambda column: column.map(names.index)).iterrows():
+            height, color = names.index(row["name"]), COLORS.get(str(row["name"]).partition("-")[0], GREY)
             ax.plot([row["low_pct"], row["high_pct"]], [height, height], color=color, linewidth=2, alpha=0.5)
             if len(row["seeds"]) > 1:
                 ax.plot(row["seeds"], [height] * len(row["seeds"]), "|", color=color, markersize=11)
