@@ -93,8 +93,9 @@ def collect(
     if not tasks:
         raise ValueError(f"no finished run of the pipeline {pipeline!r}; run params/pipelines/{pipeline}.yaml first")
     known = list(dict.fromkeys(name for found in tasks.values() for name in found["logits"]))
-    if unknown := [name for name in against if name not in known]:
-        raise ValueError(f"no run of {pipeline} has a model {unknown[0]!r}; there are {', '.join(known)}")
+    for name in against:
+        if name not in known:
+            raise ValueError(f"no run of {pipeline} has a model {name!r}; there are {', '.join(known)}")
     return {
         "pipeline": pipeline,
         "against": list(against),
