@@ -295,3 +295,31 @@ def search_scatter(candidates: pd.DataFrame, max_latency_ms: float | None = None
     ax.set(xlabel="latency (ms)", ylabel="score")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
+
+
+@_styled
+def predicted_scatter(rows: pd.DataFrame) -> Figure:
+    """Predicted against measured latency, a colour for each way of predicting; a line where both are equal.
+
+    rows: columns kind, measured_ms, predicted_ms; both axes are logarithmic.
+    """
+    figure = Chart(height=5.0)
+    ax = figure.subplots()
+    for (kind, points), color, (marker, _) in zip(
+        rows.groupby("kind", sort=False), sns.color_palette("colorblind"), MARKERS.values(), strict=False
+    ):
+        error = ((points["predicted_ms"] - points["measured_ms"]).abs() / points["measured_ms"]).mean()
+        ax.scatter(
+            points["measured_ms"], points["predicted_ms"], s=26, color=color, marker=marker, edgecolor="white",
+            linewidth=0.5, label=f"{kind}: mean error {error:.1%}",
+        )  # fmt: skip
+    low, high = rows["measured_ms"].min(), rows["measured_ms"].max()
+    ax.plot([low, high], [low, high], color="0.3", linewidth=1, linestyle="--", zorder=0)
+    _log_axis(ax)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel="measured latency (ms)", ylabel="predicted by others' measurements (ms)")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure

@@ -1,14 +1,16 @@
 """Wall time of one call, for several contestants under the same conditions: in one process and taken in turns."""
 
 import gc
+import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,8 @@ from compresskit.evaluation.inference import device_of, evaluating
 
 Batch = Mapping[str, Tensor]
 Contestant = nn.Module | Callable[[Batch], object]
+Clock = Literal["wall", "cpu"]
+CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 MIN_ROUNDS = 10  # that a time budget leaves: below it a 95 % quantile says nothing
 
 
@@ -53,6 +57,7 @@ def measure(
     rounds: int = 30,
     warmup: int = 3,
     budget_s: float | None = None,
+    clock: Clock = "wall",
     seed: int = 0,
 ) -> list[Latency]:
     """Time every contestant on `batch`, once per round, each round in another order drawn by `seed`.
@@ -60,13 +65,17 @@ def measure(
     contestants: modules, called as model(**batch) in evaluation mode on the device they are on, and functions, called
     with the batch, that return when their work is done (one that wraps a module sets its mode itself). All run in
     inference mode. Interleaving makes a slow moment of the machine hit all alike. warmup: rounds that are not counted.
-    budget_s: stop when the counted rounds have taken that long, but not before 10 of them. Torch's number of threads
-    and the modules' modes are restored, errors included.
+    budget_s: stop when the counted rounds have taken that long, but not before 10 of them. clock: "cpu" counts the time
+    of this process, not that of others which hold the core meanwhile; right for one thread only. Torch's number of
+    threads and the modules' modes are restored, errors included.
     """
     if not contestants:
         raise ValueError("there is nothing to measure: no contestants")
     if rounds < 1 or warmup < 0 or threads < 1:
         raise ValueError(f"expected rounds >= 1, warmup >= 0, threads >= 1; got {rounds}, {warmup}, {threads}")
+    if clock == "cpu" and threads > 1:
+        raise ValueError(f"the clock 'cpu' adds up {threads} threads; take the clock 'wall', or one thread")
+    now = CLOCKS[clock]
     calls = {name: _call(contestant, batch) for name, contestant in contestants.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order, rng = list(calls), Random(seed)
@@ -83,12 +92,38 @@ def measure(
                 break
             rng.shuffle(order)
             for name in order:
-                start = time.perf_counter()
+                start = now()
                 calls[name]()
-                samples[name].append((time.perf_counter() - start) * 1000)
+                samples[name].append((now() - start) * 1000)
     batch_size, seq_len = batch["input_ids"].shape
     machine = describe_machine()
     return [_latency(name, times, threads, batch_size, seq_len, machine) for name, times in samples.items()]
+
+
+def measure_groups(
+    groups: Sequence[Mapping[str, Callable[[], Contestant]]], batch: Batch, folder: Path, **settings: Any
+) -> Iterator[list[Latency]]:
+    """`measure` for more contestants than fit into memory: one group after the other is built, timed and dropped.
+
+    groups: functions that build the contestants. folder: where each group's results are kept as soon as it is timed; a
+    later call with the same groups reads those that are there instead of timing them again. settings: of `measure`.
+    Raises ValueError where the folder holds results of other contestants.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, group in enumerate(groups):
+        path = folder / f"group-{number:04}.json"
+        if path.exists():
+            found = [
+                Latency(**{**kept, "samples_ms": tuple(kept["samples_ms"])}) for kept in json.loads(path.read_text())
+            ]
+            if [result.name for result in found] != list(group):
+                raise ValueError(f"{path} holds times of other contestants; measure into another folder")
+        else:
+            found = measure({name: build() for name, build in group.items()}, batch, **settings)
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text(json.dumps([asdict(result) for result in found]))
+            os.replace(unfinished, path)
+        yield found
 
 
 def table(results: list[Latency]) -> pd.DataFrame:

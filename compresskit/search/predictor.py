@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from random import Random
 from typing import Any, ClassVar, Protocol
 
@@ -31,6 +31,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from compresskit.search.costs import Flops
+from compresskit.search.files import write_whole
 from compresskit.search.spaces import Columns, rows
 
 PREDICTOR_FILE, WEIGHTS_FILE = "predictor.json", "predictor.safetensors"
@@ -51,6 +52,7 @@ class Conditions:
     threads: int
     batch_size: int
     seq_len: int
+    clock: str
     cpu: str
     float32_matmul_precision: str
 
@@ -153,7 +155,7 @@ class Mlp:
 
         Raises ValueError where they are not.
         """
-        self.weights = {name: tensor.detach().float() for name, tensor in weights.items()}
+        self.weights = {name: tensor.detach().float().contiguous() for name, tensor in weights.items()}
         self.depth = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
         parts = ("first_layer", *(f"layers.{i}" for i in range(self.depth)), "predict")
         expected = {f"{part}.{what}" for part in parts for what in ("weight", "bias")}
@@ -216,20 +218,31 @@ class Mlp:
         return torch.cat(parts).double().numpy() * self.UNIT_MS
 
     @classmethod
-    def load_original(cls, path: str | Path) -> Mlp:
-        """The original's `time.pt`; nothing in the file is executed."""
+    def load(cls, path: str | Path) -> Mlp:
+        """A file written by `save`, the original's `time.pt` among them; nothing in it is executed."""
         try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ValueError(f"{path}: cannot be read as a file of weights ({error})") from error
-        try:
-            return cls(weights)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+            if Path(path).suffix == ".safetensors":
+                return cls(load_file(path))
+            return cls(torch.load(path, map_location="cpu", weights_only=True))
+        except (
+            OSError,
+            RuntimeError,
+            UnpicklingError,
+            SafetensorError,
+            ValueError,
+            AttributeError,
+            TypeError,
+        ) as error:
+            raise ValueError(f"{path}: is no latency predictor's weights ({error})") from error
 
-    def save_original(self, path: str | Path) -> None:
-        """Write the original's `time.pt`."""
-        torch.save(self.weights, path)
+    def save(self, path: Path) -> None:
+        """Write the weights: the original's format where the name ends in .pt, else safetensors."""
+        unfinished = path.with_name(f".{path.name}")
+        if path.suffix == ".pt":
+            torch.save(self.weights, unfinished)
+        else:
+            save_file(self.weights, unfinished)
+        os.replace(unfinished, path)
 
 
 def _forward(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -257,7 +270,8 @@ class HeldOut:
     mape_pct: float  # mean absolute error relative to the measured latency
     p95_error_pct: float
     spearman: float
-    rows: int
+    measured_ms: list[float]
+    predicted_ms: list[float]
 
 
 def held_out(kind: str, measured_ms: ArrayLike, predicted_ms: ArrayLike) -> HeldOut:
@@ -265,7 +279,9 @@ def held_out(kind: str, measured_ms: ArrayLike, predicted_ms: ArrayLike) -> Held
     measured, predicted = np.asarray(measured_ms, float), np.asarray(predicted_ms, float)
     error = np.abs(predicted - measured) / measured * 100
     rank = float(spearmanr(measured, predicted).statistic) if len(measured) > 1 else float("nan")
-    return HeldOut(kind, float(error.mean()), float(np.quantile(error, 0.95)), rank, len(measured))
+    return HeldOut(
+        kind, float(error.mean()), float(np.quantile(error, 0.95)), rank, measured.tolist(), predicted.tolist()
+    )
 
 
 def fit_best(
@@ -277,7 +293,7 @@ def fit_best(
     folds: int = 5,
     seed: int = 0,
 ) -> tuple[Fitted, list[HeldOut]]:
-    """The way of predicting with the least error on held-out rows, fitted to all rows; and all ways' errors, best first.
+    """The way of predicting with the least error on held-out rows, fitted to all; and the errors of all, best first.
 
     columns, latency_ms: architectures and their measured times; seq_len: of the measurement. Each row is held out once,
     in one of `folds` seeded parts. Raises ValueError for fewer than 2 rows per fold, and for times that are none.
@@ -325,7 +341,6 @@ class LatencyPredictor:
         """Write predictor.json, and predictor.safetensors where there are weights."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = self.fitted.weights if isinstance(self.fitted, Mlp) else None
         record = {
             "kind": self.fitted.kind,
             "fitted": None if isinstance(self.fitted, Mlp) else asdict(self.fitted),
@@ -334,12 +349,9 @@ class LatencyPredictor:
             "repeat_noise_pct": self.repeat_noise_pct,
             "reference_ms": self.reference_ms,
         }
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            if weights is not None:
-                save_file({name: tensor.contiguous() for name, tensor in weights.items()}, f"{unfinished}/weights")
-                os.replace(f"{unfinished}/weights", folder / WEIGHTS_FILE)
-            Path(unfinished, "record").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            os.replace(f"{unfinished}/record", folder / PREDICTOR_FILE)
+        if isinstance(self.fitted, Mlp):
+            self.fitted.save(folder / WEIGHTS_FILE)
+        write_whole(folder / PREDICTOR_FILE, json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> LatencyPredictor:
@@ -347,13 +359,13 @@ class LatencyPredictor:
         path = Path(folder) / PREDICTOR_FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: a latency predictor's folder has this file; make one with the stage latency_data"
+                f"{path}: a latency predictor's folder has this file; make one with the stage latency_predictor"
             )
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             kind = record["kind"]
             if kind == Mlp.kind:
-                fitted: Fitted = Mlp(load_file(path.parent / WEIGHTS_FILE))
+                fitted: Fitted = Mlp.load(path.parent / WEIGHTS_FILE)
             else:
                 fitted = {way.kind: way for way in (Physical, FlopsLine)}[kind](**record["fitted"])
             return cls(
@@ -363,5 +375,5 @@ class LatencyPredictor:
                 record["repeat_noise_pct"],
                 record["reference_ms"],
             )
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: is no latency predictor ({type(error).__name__}: {error})") from error
