@@ -70,8 +70,8 @@ class Workers:
                 busy[connection] = name = waiting.popleft()
                 with suppress(OSError):  # it died while idle: found out below
                     connection.send(jobs[name])
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
+            heard = wait(list(busy))
+            for connection in [own for own in busy if own in heard]:
                 name = busy.pop(connection)
                 try:
                     result, error = connection.recv()
