@@ -50,6 +50,9 @@ CLAIMED = {
         "teacher_bert",
         "extract_mlm",
         "extract_kd",
+        "latency_predictor",
+        "searcher",
+        "arch_perfs",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
 }
@@ -75,6 +78,9 @@ GIVEN_FIELDS_OF_KIND = {
     "augmentation": re.compile(r"vocab|M|N|p|glove_lines|glove_vocab_size|sentence|train_tsv|python_random_seed"),
     "schedule": re.compile(r"params|log_fields"),
     "prune_train": re.compile(r"task|prune_args|per_step_fields"),
+    "latency_predictor": re.compile(r"split_sizes"),  # of the original's training; ours holds out by folds
+    "searcher": re.compile(r"args|space|model|base_latency|latency_constraint"),
+    "arch_perfs": re.compile(r"file"),
 }
 
 # The forms of a written tolerance: "exact", "abs 1e-5", "1e-6", "abs 1e-5 float32; masked scores near -1e4: rel 1e-6".

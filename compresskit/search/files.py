@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 
@@ -146,7 +147,10 @@ def _score_pct(best_acc: str, faithful: bool = False) -> float:
     if faithful and "f1: " in best_acc:
         return float(best_acc.partition("f1: ")[2][:7])
     score = F1.match(best_acc)
-    return float(score[1]) if score else float(best_acc) * 100
+    number = float(score[1]) if score else float(best_acc) * 100
+    if not isfinite(number):
+        raise ValueError(f"best_acc is {best_acc}")
+    return number
 
 
 def _result(path: str | Path, number: int, found: dict[str, str]) -> Result:

@@ -55,6 +55,8 @@ class LatencyPredictorParams(Params):
         """Refuse what would fail only after the measurement."""
         if not self.predictors:
             raise ValueError("predictors names none; take physical, flops or mlp")
+        if self.clock == "cpu" and self.threads > 1:
+            raise ValueError(f"clock cpu adds up {self.threads} threads; take the clock wall, or one thread")
         if self.repeats > self.architectures:
             raise ValueError(f"repeats {self.repeats} exceeds architectures {self.architectures}")
         if self.architectures < 2 * self.folds:

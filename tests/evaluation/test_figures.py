@@ -290,3 +290,23 @@ def test_figures_have_notebook_width_and_show_themselves_there(every_figure):
         assert figure.get_figwidth() == 7.0
         assert figure.dpi == 110
         assert figure._repr_png_()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+# ---- predicted against measured
+
+
+def test_every_prediction_is_a_point_and_the_legend_tells_the_errors():
+    rows = pd.DataFrame(
+        {
+            "kind": ["physical", "physical", "flops", "flops"],
+            "measured_ms": [4.0, 40.0, 4.0, 40.0],
+            "predicted_ms": [4.4, 40.0, 6.0, 20.0],
+        }
+    )
+    figure = figures.predicted_scatter(rows)
+    ax = figure.axes[0]
+    points = [set(map(tuple, collection.get_offsets().tolist())) for collection in ax.collections]
+    assert points == [{(4.0, 4.4), (40.0, 40.0)}, {(4.0, 6.0), (40.0, 20.0)}]
+    assert legend_of(figure) == ["physical: mean error 5.0%", "flops: mean error 50.0%"]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert ax.lines[0].get_xydata().tolist() == [[4, 4], [40, 40]]

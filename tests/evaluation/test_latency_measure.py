@@ -154,3 +154,41 @@ def test_what_cannot_be_measured_is_refused(contestants, settings, message):
 def test_the_processor_is_named_on_a_system_without_proc(monkeypatch, tmp_path):
     monkeypatch.setattr(latency, "Path", lambda _: tmp_path / "missing")
     assert latency.describe_machine()["cpu"]
+
+
+def test_the_clock_cpu_leaves_out_what_other_processes_take():
+    def work(batch):
+        end = time.process_time() + 0.004
+        while time.process_time() < end:
+            pass
+        time.sleep(0.02)
+
+    cpu, wall = (measure({"f": work}, BATCH, rounds=10, clock=clock)[0].latency_p50_ms for clock in ("cpu", "wall"))
+    assert 4 <= cpu < 12
+    assert wall >= 24
+    with pytest.raises(ValueError, match="clock 'cpu' adds up 2 threads"):
+        measure({"f": work}, BATCH, rounds=10, clock="cpu", threads=2)
+
+
+def groups_of(built: list[str], *groups: str):
+    def build(name):
+        built.append(name)
+        return lambda batch: None
+
+    return [{name: lambda name=name: build(name) for name in group} for group in groups]
+
+
+def test_groups_are_built_when_their_turn_comes_and_those_on_disk_are_not_timed_again(tmp_path):
+    built: list[str] = []
+    stopped = latency.measure_groups(groups_of(built, "ab", "cd", "e"), BATCH, tmp_path / "times", rounds=10)
+    first = [next(stopped), next(stopped)]
+    assert built == list("abcd")
+    stopped.close()
+    built.clear()
+    again = list(latency.measure_groups(groups_of(built, "ab", "cd", "e"), BATCH, tmp_path / "times", rounds=10))
+    assert built == ["e"]
+    assert again[:2] == first
+    assert [[result.name for result in group] for group in again] == [["a", "b"], ["c", "d"], ["e"]]
+    assert not list(tmp_path.rglob("*.tmp"))
+    with pytest.raises(ValueError, match=r"group-0000\.json holds times of other contestants"):
+        next(latency.measure_groups(groups_of(built, "xy"), BATCH, tmp_path / "times", rounds=10))

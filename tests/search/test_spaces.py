@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from compresskit.models import CompactBertConfig, CompactBertModel
 from compresskit.models.elastic import check_fits
-from compresskit.search.spaces import SPACES, SuperBertKdSpace, SuperBertMlmSpace
+from compresskit.search.spaces import (
+    DIMENSIONS,
+    RELEASED_GRIDS,
+    SPACES,
+    SuperBertKdSpace,
+    SuperBertMlmSpace,
+    columns_of,
+    config_at,
+    grid,
+    grid_size,
+    joined,
+    rows,
+)
 
 
 @st.composite
@@ -97,3 +109,48 @@ def test_an_uneven_supernet_is_refused_by_field(flavour):
     uneven = CompactBertConfig(num_hidden_layers=2, intermediate_size=[100, 200])
     with pytest.raises(ValueError, match=r"intermediate_size of the supernet is \[100, 200\]; expected one number"):
         SPACES[flavour].within(uneven)
+
+
+# Whole grids
+
+
+def tuples(columns) -> list[tuple[int, ...]]:
+    return list(zip(*(columns[name].tolist() for name in DIMENSIONS), strict=True))
+
+
+def test_a_grid_has_every_point_in_the_order_of_the_originals_loops():
+    supernet = CompactBertConfig(num_hidden_layers=8)
+    kd = SuperBertKdSpace(range(2, 4), range(128, 161, 16), range(128, 193, 32), range(180, 205, 12))
+    loops = [
+        (l, h, f, 12, q)
+        for l in kd.num_hidden_layers for h in kd.hidden_size for f in kd.intermediate_size for q in kd.qkv_size
+    ]  # fmt: skip
+    assert tuples(joined(list(grid(kd, supernet)))) == loops
+    mlm = SuperBertMlmSpace(range(2, 4), range(1, 4), range(128, 161, 16), range(128, 193, 32))
+    loops = [
+        (l, h, f, n, 64 * n)
+        for l in mlm.num_hidden_layers for n in mlm.num_attention_heads
+        for h in mlm.hidden_size for f in mlm.intermediate_size
+    ]  # fmt: skip
+    assert tuples(joined(list(grid(mlm, supernet)))) == loops
+    assert len(loops) == grid_size(mlm)
+
+
+@pytest.mark.parametrize(("flavour", "points"), [("kd", 1_525_200), ("mlm", 366_048)])
+def test_the_released_grids_have_the_searchers_size(flavour, points):
+    space = RELEASED_GRIDS[flavour]
+    parts = list(grid(space, CompactBertConfig()))
+    assert grid_size(space) == sum(len(part["hidden_size"]) for part in parts) == points
+    first, last = (tuples(rows(part, [i]))[0] for part, i in ((parts[0], 0), (parts[-1], -1)))
+    assert first == ((1, 128, 128, 12, 180) if flavour == "kd" else (1, 128, 128, 1, 64))
+    assert last == (8, 768, 3072, 12, 768)
+
+
+def test_a_point_of_the_columns_is_a_subnet_and_back():
+    supernet = CompactBertConfig(num_hidden_layers=8, vocab_size=40, hidden_act="relu")
+    rng = Random(0)
+    drawn = [space().sample(supernet, rng) for space in (SuperBertKdSpace, SuperBertMlmSpace) for _ in range(5)]
+    columns = columns_of(drawn)
+    assert [config_at(columns, n, supernet).key() for n in range(10)] == [config.key() for config in drawn]
+    uneven = columns_of([CompactBertConfig(num_hidden_layers=2, intermediate_size=[100, 201])])
+    assert uneven["intermediate_size"].tolist() == [150.5]
