@@ -36,12 +36,19 @@ SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention
 
 
 def config(name: str, **changes: Any) -> CompactBertConfig:
-    """A preset as a config with BERT's vocabulary of 30522; `changes` replace fields.
+    """A preset as a config with BERT's vocabulary of 30522; `changes` replace fields. Raises as `sizes` does."""
+    return CompactBertConfig(**{**sizes(name), **changes})
 
-    Raises ValueError for an unknown name, with those that are near.
-    """
+
+def sizes(name: str) -> dict[str, int]:
+    """The sizes of a preset by their fields.  Raises ValueError for an unknown name, with those that are near."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name.lower(), PRESETS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(PRESETS)}"
         raise ValueError(f"no preset is called {name!r}; {hint}")
-    return CompactBertConfig(**{**dict(zip(SIZES, PRESETS[name], strict=True)), **changes})
+    return dict(zip(SIZES, PRESETS[name], strict=True))
+
+
+def notation(config: CompactBertConfig) -> str:
+    """The sizes as they are written above: 5-564-1054-8-512."""
+    return "-".join(str(config.brief(name)) for name in SIZES)
