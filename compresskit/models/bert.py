@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from compresskit.kernels import attention
 from compresskit.models import sparse
 from compresskit.models.config import CompactBertConfig
-from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows
+from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows, look_up
 
 # What the five original programs add to the score of a masked key. Transformers uses the smallest number of the dtype.
 # The two differ only in reported scores and in rows without any real token.
@@ -66,11 +66,11 @@ class Embeddings(nn.Module):
         """input_ids, token_type_ids: (B, S).  Returns (B, S, width)."""
         seq_len = input_ids.shape[1]
         if token_type_ids is None:
-            types = self.token_type_embeddings.weight[0]
+            types = self.token_type_embeddings.weight[0, :width]
         else:
-            types = self.token_type_embeddings(token_type_ids)
-        hidden = self.word_embeddings(input_ids) + types + self.position_embeddings.weight[:seq_len]
-        return self.dropout(self.LayerNorm(hidden[..., :width]))
+            types = look_up(self.token_type_embeddings, token_type_ids, width)
+        words = look_up(self.word_embeddings, input_ids, width)
+        return self.dropout(self.LayerNorm(words + types + self.position_embeddings.weight[:seq_len, :width]))
 
 
 class SelfAttention(nn.Module):
@@ -157,8 +157,6 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Inside]:
         """hidden: (B, S, H) of the config `shape`.  Returns the states and the inside of the attention."""
         rows = head_rows(self.config, shape, self.index)
-        if isinstance(rows, Tensor):
-            rows = rows.to(hidden.device)
         heads = shape.per_layer("num_attention_heads")[self.index]
         context, inside = self.attention.self(hidden, mask, heads, rows, explicit)
         hidden = self.attention.output(context, hidden, rows)
