@@ -50,6 +50,10 @@ CLAIMED = {
         "teacher_bert",
         "extract_mlm",
         "extract_kd",
+        "bertadam",
+        "adaptive_warmup",
+        "mask_counts",
+        "arch_sampling",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
 }
@@ -75,6 +79,9 @@ GIVEN_FIELDS_OF_KIND = {
     "augmentation": re.compile(r"vocab|M|N|p|glove_lines|glove_vocab_size|sentence|train_tsv|python_random_seed"),
     "schedule": re.compile(r"params|log_fields"),
     "prune_train": re.compile(r"task|prune_args|per_step_fields"),
+    "bertadam": re.compile(r"steps"),
+    "adaptive_warmup": re.compile(r"total_steps|warmup_steps|warmup_proportion"),
+    "mask_counts": re.compile(r"len|prob|max_predictions"),
 }
 
 # The forms of a written tolerance: "exact", "abs 1e-5", "1e-6", "abs 1e-5 float32; masked scores near -1e4: rel 1e-6".

@@ -10,7 +10,7 @@ MOST_MASKED = 77  # of one row: 15 % of 512
 
 
 def num_masked(length: Tensor, probability: float = 0.15, at_least_one: bool = True) -> Tensor:
-    """How many tokens of rows of `length` tokens, special ones included, are masked: BERT's min(77, max(1, round(p·n))).
+    """How many tokens of rows of `length` tokens are masked, special ones counted: BERT's min(77, max(1, round(p·n))).
 
     Halves are rounded to the even number. With probability 0 none is, unless `at_least_one`.
     """

@@ -27,7 +27,7 @@ class HeadRows(NamedTuple):
     of: int
 
     def cut(self, matrix: Tensor, dim: int = 0) -> Tensor:
-        """Copies of these rows, or with dim 1 columns, side by side. Whole blocks: an index takes several times as long."""
+        """Copies of these rows, or with dim 1 columns, side by side. By blocks: an index takes three times as long."""
         parts = matrix.unflatten(dim, (-1, self.of)).narrow(dim, 0, self.heads).narrow(dim + 1, 0, self.size)
         return parts.flatten(dim, dim + 1)
 

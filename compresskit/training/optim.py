@@ -35,8 +35,9 @@ class BertAdam(Optimizer):
         g ← g·min(1, 1/(‖g‖ + 1e-6)) per tensor,  m ← 0.9m + 0.1g,  v ← 0.999v + 0.001g²,
         w ← w − lr·(m/(√v + eps) + λ·w)
 
-    without bias correction; eps is 1e-6, in AutoTinyBERT's pre-training 1e-8. A tensor without gradient is left alone, decay included. Of sparse gradients and of several
-    devices it knows nothing. With `bert_schedule` the first update of a linear warm-up has learning rate 0.
+    without bias correction; eps is 1e-6, in AutoTinyBERT's pre-training 1e-8. A tensor without gradient is left alone,
+    decay included. Of sparse gradients and of several devices it knows nothing. With `bert_schedule`, counted from 0,
+    the first update of a linear warm-up has learning rate 0.
     """
 
     def __init__(
