@@ -27,7 +27,7 @@
 # %% tags=["parameters"]
 supernet: str = "models:/demo-supernet@latest"  # a supernet of the stage pretrain: a run, a registered model, a folder
 flavour: str = "kd"  # kd: all heads stay, each gets narrower; mlm: heads go, their size stays
-space: str = "within"  # within: widths in 32nds of the supernet's; released: the grid of AutoTinyBERT's searcher
+space: str = "supernet"  # what pretrain samples, or "released": the coarser grid of AutoTinyBERT's searcher
 generations: list = ["fast"]  # how each proposes: random, fast (AutoTinyBERT's proportions), evolved
 generation_size: int = 12  # architectures in each
 parents: int = 25  # of the evolved ones: so many of the best so far

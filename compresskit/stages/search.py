@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -22,14 +22,15 @@ from compresskit.data.batching import Batches
 from compresskit.evaluation import figures
 from compresskit.evaluation.latency import Clock
 from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, checkpoints, elastic, presets
+from compresskit.models.bert import CompactBertPreTrainedModel
 from compresskit.search import arch_text, files, predictor, select
 from compresskit.search.costs import Flops, ModelBytes, Parameters
 from compresskit.search.halving import Trial, successive_halving
 from compresskit.search.predictor import Conditions, Predictor
 from compresskit.search.select import Constraint
-from compresskit.search.spaces import DIMENSIONS, RELEASED_GRIDS, SPACES, Columns, Space, columns_of, config_at, rows
+from compresskit.search.spaces import DIMENSIONS, RELEASED_GRIDS, Columns, Space, columns_of, config_at, rows, space_of
 from compresskit.search.uniform import uniform_networks
-from compresskit.stages import candidates
+from compresskit.stages import candidates, extract
 from compresskit.stages.inputs import corpus_file, tokenizer_for
 from compresskit.stages.journal import Journal
 from compresskit.stages.latency_predictor import conditions
@@ -56,7 +57,7 @@ class SearchParams(Params):
         "models:/demo-supernet@latest"  # a supernet of the stage pretrain: a run, a registered model, a folder
     )
     flavour: Literal["mlm", "kd"] = "kd"  # kd: all heads stay, each gets narrower; mlm: heads go, their size stays
-    space: Literal["within", "released"] = "within"  # widths in 32nds of the supernet's, or the released searcher's
+    space: Literal["supernet", "released"] = "supernet"  # what pretrain samples, or the searcher's grid
     generations: list[Literal["random", "fast", "evolved"]] = ["fast"]  # how each proposes its architectures
     generation_size: int = Field(12, ge=1)
     parents: int = Field(25, ge=1)
@@ -122,7 +123,8 @@ class Search:
 
     params: SearchParams
     session: Session
-    supernet: CompactBertForMaskedLM
+    checkpoint: checkpoints.Checkpoint
+    supernet: CompactBertPreTrainedModel
     tokenizer: Any
     space: Space
     latency: Predictor
@@ -253,7 +255,7 @@ class Search:
         table = pd.DataFrame(
             {
                 "name": list(configs),
-                "architecture": [brief(config) for config in configs.values()],
+                "architecture": [presets.notation(config) for config in configs.values()],
                 "predicted_ms": predicted,
                 "measured_ms": [self.measured_ms[name_of(config)] for config in configs.values()],
             }
@@ -322,7 +324,12 @@ class Search:
         }
         for name, config in self.comparisons.items():
             folder = self.session.folder / name
-            checkpoints.save(elastic.extract(self.supernet, config), folder, self.tokenizer)
+            checkpoints.save(
+                elastic.extract(self.supernet, config),
+                folder,
+                self.tokenizer,
+                extract.projections(self.checkpoint, config),
+            )
             run.artifact(folder, name)
         others = {name: f"runs:/{run.run_id}/{name}" for name in ("files", *self.comparisons)}
         model = self.session.keep(
@@ -330,6 +337,7 @@ class Search:
             self.tokenizer,
             {"stage": "search", **result},
             self.params.register_as or None,
+            extract.projections(self.checkpoint, best.config),
         )
         return self.session.finish({"model": model, **result, **others})
 
@@ -348,12 +356,6 @@ class Search:
             files.Result(task, name_of(trial.config), weights, f"{max(score, 0):.6f}", float(ms), 1)
             for task, score in self.scoring.by_task(trial.config, trial.share).items()
         ]
-
-
-def brief(config: CompactBertConfig) -> str:
-    """An architecture as its papers write it: layers-hidden-feed-forward-heads-qkv."""
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "qkv_size")
-    return "-".join(str(config.brief(name)) for name in names)
 
 
 def nearest_layers(student_layers: int, teacher_layers: int) -> list[int]:
@@ -387,7 +389,7 @@ def open(params: SearchParams) -> Search:
     checkpoint = checkpoints.read(folder)
     if not tasks and "cls.predictions.transform.dense.weight" not in checkpoint.weights:
         raise ValueError(f"{params.supernet} has no head for masked words; score_on tasks instead")
-    supernet = on_device(checkpoint.model(CompactBertForMaskedLM))
+    supernet = on_device(extract.whole_model(checkpoint, heads=True))
     tokenizer = tokenizer_for(folder, supernet.config.vocab_size)
     space = _space(params, supernet.config)
     journal = Journal(session.folder / "journal.jsonl")
@@ -404,11 +406,12 @@ def open(params: SearchParams) -> Search:
         seeds = range(params.seed, params.seed + params.seeds)
         scoring = FineTuned(tasks, seeds, params.fitness, workers, journal, session.folder / "candidates")
     else:
-        scoring = InPlace(masked_lm_score(params, supernet, tokenizer), journal)
+        scoring = InPlace(masked_lm_score(params, cast(CompactBertForMaskedLM, supernet), tokenizer), journal)
     earlier = _earlier(params.previous, supernet.config)
     return Search(
         params,
         session,
+        checkpoint,
         supernet,
         tokenizer,
         space,
@@ -425,8 +428,8 @@ def open(params: SearchParams) -> Search:
 
 def _space(params: SearchParams, supernet: CompactBertConfig) -> Space:
     """The values of each dimension; ValueError where the released ones exceed the supernet's."""
-    if params.space == "within":
-        return SPACES[params.flavour].within(supernet)
+    if params.space == "supernet":
+        return space_of(params.flavour, supernet)
     space = RELEASED_GRIDS[params.flavour]
     largest = space.complete({name: max(values) for name, values in vars(space).items()}, supernet)
     elastic.check_fits(supernet, supernet.changed(**largest))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -232,8 +231,12 @@ def test_what_cannot_be_searched_is_refused_in_one_sentence(made, changes, sente
         run(made, **changes)
 
 
-def test_a_task_model_cannot_be_scored_by_masked_words(made):
-    checkpoints.save(CompactBertModel(made.config), made.folder / "bare", vocabulary.load_tokenizer(made.supernet))
+def test_a_supernet_without_a_head_is_scored_on_tasks_and_its_projection_goes_along(made):
+    tokenizer, projection = vocabulary.load_tokenizer(made.supernet), torch.randn(48, 32)
+    bare = made.folder / "bare"
+    checkpoints.save(CompactBertModel(made.config), bare, tokenizer, {"dense_fit.weight": projection})
     with pytest.raises(ValueError, match="has no head for masked words; score_on tasks instead"):
-        run(made, supernet=str(made.folder / "bare"))
-    assert json.dumps(run(made, supernet=str(made.folder / "bare"), **TASKS)[2]["layer_mapping"])
+        run(made, supernet=str(bare))
+    _, table, result = run(made, supernet=str(bare), **TASKS, generations=["random"])
+    kept = checkpoints.read(tracking.resolve(result["model"])).training_only["dense_fit.weight"]
+    assert kept.equal(projection[:, : table["hidden_size"].iloc[0]])
