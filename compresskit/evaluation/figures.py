@@ -309,7 +309,8 @@ def search_cloud(space: pd.DataFrame, candidates: pd.DataFrame, low_ms: float, h
     ax = figure.subplots()
     ax.axvspan(low_ms, high_ms, color=COLORS["autotinybert"], alpha=0.12, linewidth=0, label="allowed")
     million = space["parameters"] / 1e6
-    ax.scatter(space["latency_ms"], million, color=GREY, s=5, alpha=0.35, linewidth=0, label="the space")
+    ax.scatter(space["latency_ms"], million, color=GREY, s=5, alpha=0.35, linewidth=0)
+    ax.scatter([], [], color=GREY, s=18, label="the space")
     generations = sorted(candidates["generation"].unique())
     for generation, color in zip(generations, sns.color_palette("viridis", len(generations)), strict=True):
         rows = candidates[candidates["generation"] == generation]

@@ -28,8 +28,8 @@ from compresskit.search.costs import Flops, ModelBytes, Parameters
 from compresskit.search.halving import Trial, successive_halving
 from compresskit.search.predictor import Conditions, Predictor
 from compresskit.search.select import Constraint
-from compresskit.search.spaces import DIMENSIONS, RELEASED_GRIDS, Columns, Space, columns_of, config_at, rows, space_of
-from compresskit.search.uniform import uniform_networks
+from compresskit.search.spaces import DIMENSIONS, RELEASED_GRIDS, Columns, Space, columns_of, rows, space_of
+from compresskit.search.uniform import uniform_near
 from compresskit.stages import candidates, extract
 from compresskit.stages.inputs import corpus_file, tokenizer_for
 from compresskit.stages.journal import Journal
@@ -210,9 +210,8 @@ class Search:
         """The median of the first generation, and the uniform network whose measured latency is nearest."""
         first = [tried for tried in self.ranked() if tried.generation == 1]
         self.comparisons["median"] = first[len(first) // 2].trial.config
-        uniform = uniform_networks(self.space, self.supernet.config)
-        away = np.abs(self.latency.predict(uniform) / self.latency.predict(columns_of([winner])) - 1)
-        nearest = [config_at(uniform, index, self.supernet.config) for index in np.argsort(away, kind="stable")[:5]]
+        predicted = float(self.latency.predict(columns_of([winner]))[0])
+        nearest = uniform_near(self.space, self.supernet.config, self.latency.predict, predicted, 5)
         shapes = {name_of(config): config for config in [winner, self.comparisons["median"], *nearest]}
         times = self.journal.once("comparisons", lambda: measure(shapes, self.conditions, FINALIST_ROUNDS))
         own = times[name_of(winner)]
