@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from compresskit.search.costs import Flops
 from compresskit.search.files import write_whole
-from compresskit.search.spaces import Columns, rows
+from compresskit.search.spaces import DIMENSIONS, Columns, rows
 
 PREDICTOR_FILE, WEIGHTS_FILE = "predictor.json", "predictor.safetensors"
 
@@ -83,6 +83,12 @@ class Physical:
     kind: ClassVar[str] = "physical"
     coefficients: dict[str, float]
 
+    def __post_init__(self) -> None:
+        """Refuse coefficients of features that there are not."""
+        known = physical_features({name: np.ones(1) for name in DIMENSIONS})
+        if unknown := sorted(self.coefficients.keys() - known.keys()):
+            raise ValueError(f"unknown feature {unknown[0]!r}; there are {', '.join(known)}")
+
     @classmethod
     def fit(cls, columns: Columns, latency_ms: NDArray[Any], seq_len: int, seed: int = 0) -> Physical:
         """The best coefficients for measured rows."""
@@ -107,10 +113,7 @@ def physical_features(columns: Columns) -> dict[str, NDArray[Any]]:
 
     The bytes of the weights are a sum of these, and need no feature.
     """
-    l, h, f, n, q = (
-        columns[name].astype(np.float64)
-        for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "qkv_size")
-    )
+    l, h, f, n, q = (columns[name].astype(np.float64) for name in DIMENSIONS)
     return {
         "constant": np.ones_like(h),
         "layers": l,  # calls of kernels
@@ -158,12 +161,16 @@ class Mlp:
 
         Raises ValueError where they are not.
         """
-        self.weights = {name: tensor.detach().float().contiguous() for name, tensor in weights.items()}
         self.depth = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
         parts = ("first_layer", *(f"layers.{i}" for i in range(self.depth)), "predict")
         expected = {f"{part}.{what}" for part in parts for what in ("weight", "bias")}
         if expected != set(weights):
             raise ValueError(f"a latency predictor has the weights {sorted(expected)}; found {sorted(weights)}")
+        self.weights = {  # in the order of the layers
+            f"{part}.{what}": weights[f"{part}.{what}"].detach().float().contiguous()
+            for part in parts
+            for what in ("weight", "bias")
+        }
         if self.weights["first_layer.weight"].shape[1:] != (len(self.NORM),):
             raise ValueError(
                 f"first_layer.weight is {tuple(self.weights['first_layer.weight'].shape)}; expected {len(self.NORM)} "
@@ -305,8 +312,9 @@ def fit_best(
     measured = np.asarray(latency_ms, float)
     if len(measured) < 2 * folds:
         raise ValueError(f"{len(measured)} measured architectures for {folds} folds; measure at least {2 * folds}")
-    if not (np.isfinite(measured) & (measured > 0)).all():
-        raise ValueError(f"latencies are positive numbers; one is {measured[~(measured > 0)][:1]}")
+    times = np.isfinite(measured) & (measured > 0)
+    if not times.all():
+        raise ValueError(f"latencies are positive numbers; one is {measured[~times][0]}")
     order = list(range(len(measured)))
     Random(seed).shuffle(order)
     results = []

@@ -30,6 +30,7 @@ from compresskit.search.spaces import SPACES, columns_of, rows
 SUPERNET = presets.config("superbert")
 TRUTH = {"constant": 0.4, "layers": 0.3, "projections": 4e-6, "feed_forward": 2e-6, "maps": 0.04, "hidden": 4e-4}
 CONDITIONS = Conditions("mlm", 1, 1, 128, "wall", "a processor", "medium")
+UNKNOWN_FEATURE = {"kind": "physical", "fitted": {"coefficients": {"moon": 1.0}}}
 TINY = partial(Mlp.fit, width=8, steps=20)
 
 
@@ -181,7 +182,8 @@ def test_one_prediction_for_all_orders_nothing():
     [
         (np.ones(9), "9 measured architectures for 5 folds; measure at least 10"),
         (np.zeros(12), "positive numbers; one is"),
-        (np.full(12, np.nan), "positive numbers; one is"),
+        (np.full(12, np.nan), "positive numbers; one is nan"),
+        (np.full(12, np.inf), "positive numbers; one is inf"),
     ],
 )
 def test_too_few_and_impossible_times_are_refused(measured, message):
@@ -218,7 +220,14 @@ def test_another_machine_thread_count_batch_or_length_is_refused_with_every_diff
 def test_a_folder_that_holds_no_predictor_is_refused_by_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"predictor\.json: .* make one with the stage latency_predictor"):
         LatencyPredictor.load(tmp_path)
-    for text in ("{", "{}", "[]", json.dumps({"kind": "forest", "fitted": {}}), json.dumps({"kind": "mlp"})):
+    for text in (
+        "{",
+        "{}",
+        "[]",
+        json.dumps({"kind": "forest", "fitted": {}}),
+        json.dumps({"kind": "mlp"}),
+        UNKNOWN_FEATURE,
+    ):
         (tmp_path / PREDICTOR_FILE).write_text(text)
         with pytest.raises(ValueError, match=r"predictor\.json: is no latency predictor"):
             LatencyPredictor.load(tmp_path)
