@@ -59,6 +59,7 @@ def test_files_of_the_original_program_are_read_as_they_stand(case, tmp_path):
     documents.store(tmp_path / "store", source, tokenizer)
     found = documents.Documents([tmp_path / "store"])
     read = [tokenizer.convert_ids_to_tokens(found[n][0]) for n in range(len(found))]
-    assert read == [tokens for lines in case.value("files").values() for tokens in lines if tokens]
+    by_number = sorted(case.value("files").items(), key=lambda file: int(token_files.NAME.fullmatch(file[0])[1]))
+    assert read == [tokens for _, lines in by_number for tokens in lines if tokens]
     case.check_value("files", got=lines_of(tmp_path / "files"))
     case.check_value("n_files", got=len(source.files()))

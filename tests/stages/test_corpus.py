@@ -243,20 +243,22 @@ from pathlib import Path
 from random import Random
 import pyarrow as pa
 from compresskit.data import vocabulary
-from compresskit.data.corpus import documents, instances, mediawiki, shards
+from compresskit.data.corpus import chunks, documents, instances, mediawiki, shards
 
 shards.BATCH_BYTES, shards.SHARD_BYTES = 1 << 14, 1 << 18
 documents.SENTENCES_AT_ONCE, instances.ROWS_AT_ONCE, mediawiki.BLOCK_BYTES = 50, 50, 1 << 12
+chunks.ROWS_AT_ONCE = 50
 tokenizer = vocabulary.load_tokenizer(Path(sys.argv[1]) / "vocab.txt")
 pieces = instances.Pieces.of(tokenizer)
 
 def make(folder):
     sizes = {}
-    for name in ("wiki.xml.bz2", "text.txt", "books"):
+    for name in ("wiki.xml.bz2", "text.txt", "articles.raw", "files", "books"):
         source = documents.Source(name, folder / name)
         sizes[name] = documents.store(folder / "store" / name, source, tokenizer).documents
     found = documents.Documents(folder / "store" / name for name in sizes)
     counts = instances.write(folder / "epoch", found, sizes, Random(0), instances.Recipe(max_seq_len=64), pieces)
+    chunks.write(folder / "chunks", found, sizes, 64)
     return sum(count.tokens for count in counts.values())
 
 tracemalloc.start()
@@ -278,6 +280,11 @@ def test_peak_memory_does_not_grow_with_the_corpus(tmp_path):
         page = f"<page><title>a</title><ns>0</ns><revision><text>{text}</text></revision></page>"
         (folder / "wiki.xml.bz2").write_bytes(bz2.compress(f"<mediawiki>{page * 40 * times}</mediawiki>".encode()))
         (folder / "text.txt").write_text("\n\n".join(prose(1, 400 * times)))
+        (folder / "articles.raw").write_text(f" = Mill = \n {text} \n" * 40 * times)
+        (folder / "files").mkdir()
+        (folder / "files/train_doc_tokens_ngrams_0.json").write_text(
+            '{"tokens": ["the", "mill", "is"]}\n' * 400 * times
+        )
         for n in range(4 * times):
             (folder / f"books/{n}.txt").write_text("\n".join(prose(n, 100)))
         return folder
