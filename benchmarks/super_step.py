@@ -22,22 +22,16 @@ from benchmarks.autotinybert_original import SuperOriginal, step_loss
 from benchmarks.harness import Goal, Timing, as_float64, measure, publish, ratios
 from benchmarks.tinybert_original import Original
 from compresskit.kernels.float32 import choose_float32_matmul
-from compresskit.models import CompactBertConfig, CompactBertModel
+from compresskit.models import CompactBertConfig, CompactBertModel, presets
 from compresskit.models.elastic import extract
 from compresskit.training.optim import BertAdam, adamw, decay_groups
 from compresskit.training.pretrain import DenseFit, last_layer
 from compresskit.training.teacher import has_fast_bfloat16
 
 NO_DROPOUT: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-BERT_BASE = CompactBertConfig(**NO_DROPOUT)
-SUPERNET = CompactBertConfig(num_hidden_layers=8, **NO_DROPOUT)
-SUBNETS = {  # l-h-f-n-q, AutoTinyBERT's table of released models
-    "S1": (5, 564, 1054, 8, 512),
-    "S4": (3, 320, 608, 4, 256),
-    "KD-S1": (5, 564, 1024, 12, 528),
-    "KD-S4": (4, 256, 480, 12, 192),
-}
-FIELDS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "qkv_size")
+BERT_BASE = presets.config("bert-base", **NO_DROPOUT)
+SUPERNET = presets.config("superbert", **NO_DROPOUT)
+SUBNETS = {name: f"autotinybert-{name.lower()}" for name in ("S1", "S4", "KD-S1", "KD-S4")}  # as published
 GRADIENT = "encoder.layer.0.intermediate.dense.weight"  # of the supernet, compared in every round's check
 STEP = "super-net KD step, 8 x 128"
 GOALS = {
@@ -51,7 +45,7 @@ Step = Callable[[Batch], list[Tensor]]
 
 def subnet_of(name: str) -> CompactBertConfig:
     """A published architecture inside the supernet."""
-    return SUPERNET.changed(**dict(zip(FIELDS, SUBNETS[name], strict=True)))
+    return SUPERNET.changed(**presets.sizes(SUBNETS[name]))
 
 
 def batch_of(rows: int, length: int = 128) -> Batch:

@@ -18,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Changes = Annotated[list[str] | None, Option("--set", metavar="NAME=VALUE", help="Replace one value; repeatable.")]
+Preset = Annotated[str, Option(help="A published architecture: autotinybert-s1, autotinybert-kd-s1, tinybert-4, …")]
+Size = Annotated[int | None, Option(min=1)]
 Debug = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -122,6 +124,66 @@ def export(
 
     stage.export_model(model, out, format)
     typer.echo(f"{model} as {format}: {out}")
+
+
+@app.command()
+@plainly
+def new(
+    out: Annotated[Path, Argument(help="New folder.")],
+    vocabulary: Annotated[str, Option(help="A vocab.txt, or a model or folder that has one.")],
+    preset: Preset = "",
+    num_hidden_layers: Size = None,
+    hidden_size: Size = None,
+    intermediate_size: Size = None,
+    num_attention_heads: Size = None,
+    qkv_size: Annotated[int | None, Option(min=1, help="Of all heads together; the preset's, or hidden-size.")] = None,
+    max_position_embeddings: Size = None,
+    weights: Annotated[bool, Option(help="Random weights, too.")] = True,
+    seed: Annotated[int, Option(help="Of the weights.")] = 42,
+    debug: Debug = False,
+) -> None:
+    """Make the folder of a model that has learned nothing: a supernet, unless preset or sizes say otherwise."""
+    from compresskit.stages import new as stage
+
+    sizes = given(
+        num_hidden_layers=num_hidden_layers,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_attention_heads=num_attention_heads,
+        qkv_size=qkv_size,
+        max_position_embeddings=max_position_embeddings,
+    )
+    typer.echo(f"{out}: {stage.new_model(out, vocabulary, preset, sizes, weights, seed)}")
+
+
+@app.command()
+@plainly
+def extract(
+    model: Annotated[str, Argument(help="A supernet: runs:/<id>/model, models:/<name>@<alias>, a folder or hub id.")],
+    out: Annotated[Path, Argument(help="New folder.")],
+    arch: Annotated[str, Option(help="AutoTinyBERT's text: \"{'sample_layer_num': …}\".")] = "",
+    preset: Preset = "",
+    num_hidden_layers: Size = None,
+    hidden_size: Size = None,
+    intermediate_size: Size = None,
+    num_attention_heads: Size = None,
+    qkv_size: Annotated[int | None, Option(min=1, help="Of all heads together.")] = None,
+    heads: Annotated[
+        bool, Option("--heads", help="With the model's heads and projection, for further training.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a network inside a supernet as a model of its own; all of it where none is described."""
+    from compresskit.stages import extract as stage
+
+    sizes = given(
+        num_hidden_layers=num_hidden_layers,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_attention_heads=num_attention_heads,
+        qkv_size=qkv_size,
+    )
+    typer.echo(f"{out}: {stage.extract(model, out, arch, preset, sizes, heads)}")
 
 
 @app.command()
@@ -231,6 +293,11 @@ def doctor(debug: Debug = False) -> None:
     for sentence in wrong:
         say(sentence)
     raise typer.Exit(1 if wrong else 0)
+
+
+def given(**options: int | None) -> dict[str, int]:
+    """The options that were named."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def bound(text: str) -> tuple[str, float]:

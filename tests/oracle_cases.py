@@ -54,6 +54,7 @@ CLAIMED = {
         "adaptive_warmup",
         "mask_counts",
         "arch_sampling",
+        "generate_data",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
 }
@@ -73,6 +74,7 @@ GIVEN_FIELDS = re.compile(
 # And those that are inputs in the cases of one kind; in another the same name may be a result.
 GIVEN_FIELDS_OF_KIND = {
     "pregenerate": re.compile(r"corpus|args|vocab"),
+    "generate_data": re.compile(r"corpus|max_seq_len|vocab"),
     "tokenizer": re.compile(r"vocab|text"),
     "glue_processors": re.compile(r"files|vocab|max_seq_length"),
     "glue_metrics": re.compile(r"task|preds|labels"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -60,3 +61,11 @@ def test_the_conda_environment_leaves_every_package_to_the_project_and_its_pins(
     by_conda = [text for text in ENVIRONMENT["dependencies"] if isinstance(text, str)]
     assert sorted(Requirement(text).name for text in by_conda) == ["pip", "python"]
     assert "dev" in EXTRAS
+
+
+def test_no_module_uses_a_number_type_that_numpy_has_withdrawn():
+    """AutoTinyBERT's code stops on np.int and np.bool."""
+    withdrawn = re.compile(r"\b(np|numpy)\.(int|float|bool|object|complex|str|long|unicode)\b")
+    files = [*(ROOT / "compresskit").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert len(files) > 100
+    assert [str(path) for path in files if withdrawn.search(path.read_text(encoding="utf-8"))] == []

@@ -1,6 +1,7 @@
 """Plain text for pre-training: one sentence per line, a blank line between documents."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,19 +11,24 @@ import pyarrow as pa
 from datasets import Dataset
 
 CHUNK_DOCUMENTS = 500  # tokenised at a time
+TOKEN_LIST = re.compile(rb'\{\s*"tokens"\s*:\s*\[')  # how a line of AutoTinyBERT's files begins
 
 
 class Document(NamedTuple):
-    """The sentences of one document, possibly none, and how many bytes of its source had been read when it ended."""
+    """The sentences of one document, possibly none, and how many bytes of its source had been read when it ended.
 
-    sentences: list[str]
+    A sentence is text, or a list of tokens where the source has such.
+    """
+
+    sentences: list[Any]
     end: int
 
 
 def read_documents(path: str | Path) -> Iterator[list[str]]:
     """The documents of a file, each the list of its sentences, read as a stream.
 
-    Raises FileNotFoundError; ValueError with the line number for bytes that are not UTF-8, and for a file without text.
+    Raises FileNotFoundError; ValueError with the line number for bytes that are not UTF-8, and for a file without text
+    or with lists of tokens in its place.
     """
     return (document.sentences for document in read_sentence_file(path))
 
@@ -36,6 +42,11 @@ def read_sentence_file(path: str | Path, start: int = 0) -> Iterator[Document]:
     number = 0  # documents so far
     with path.open("rb") as file:
         for line, text in enumerate(file, 1):
+            if line == 1 and TOKEN_LIST.match(text):
+                raise ValueError(
+                    f"{path} holds lists of tokens, not text; make a corpus of it with the stage corpus and "
+                    "`packing: chunks`"
+                )
             sentence = decoded(text, path, line).strip()
             if sentence:
                 sentences.append(sentence)
@@ -84,22 +95,24 @@ def encode(path: str | Path, tokenizer: Any, max_seq_len: int) -> Dataset:
         rows = [
             [tokenizer.cls_token_id, *row, tokenizer.sep_token_id]
             for document in part
-            for row in _pack(islice(sentences, len(document)), max_seq_len - 2)
+            for row in pack(islice(sentences, len(document)), max_seq_len - 2)
         ]
         chunks.append(pa.array([np.array(row, dtype=np.int32) for row in rows], type=pa.list_(pa.int32())))
     return Dataset(pa.table({"input_ids": pa.chunked_array(chunks)}))
 
 
-def _pack(sentences: Iterator[list[int]], room: int) -> Iterator[list[int]]:
-    """Rows of at most `room` tokens from consecutive sentences."""
+def pack(sentences: Iterable[list[int]], room: int) -> Iterator[list[int]]:
+    """Rows of at most `room` tokens from consecutive sentences; a longer one is continued in the next row."""
     row: list[int] = []
     for sentence in sentences:
         if len(row) + len(sentence) > room and row:
             yield row
             row = []
         row = row + sentence
-        while len(row) > room:
-            yield row[:room]
-            row = row[room:]
+        if len(row) > room:
+            cut = (len(row) - 1) // room * room
+            for begin in range(0, cut, room):
+                yield row[begin : begin + room]
+            row = row[cut:]
     if row:
         yield row

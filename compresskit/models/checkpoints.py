@@ -7,6 +7,7 @@ at all.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -44,6 +45,7 @@ BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
 HEADS = ("cls.", "classifier.", "qa_outputs.")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 LABELS = {"num_labels", "id2label", "label2id"}
+ATTEMPTS = 100  # to take a folder's place while other processes take it, too
 FILES = ["*.json", "*.safetensors", "vocab.txt"]
 
 
@@ -64,12 +66,18 @@ class Checkpoint:
 
         A task model of the original TinyBERT or SparseBERT code, known by the projection or the config fields it
         carries, gets its relu behind the pooler, unless its config has a field `pooler_relu` that says otherwise.
+        AutoTinyBERT's releases are BERT's with a field `qkv_size`; without it, it is the hidden_size.
         Raises ValueError for a config that is not BERT's.
         """
         fields = dict(config)
         kind = fields.pop("model_type", None) or "bert"  # TinyBERT's releases name none
+        if kind == "electra" and fields.pop("embedding_size", None) == fields.get("hidden_size"):
+            kind = "bert"  # the same network, without a pooler
         if kind not in ("bert", CompactBertConfig.model_type):
-            raise ValueError(f"{source}: model_type {kind!r} is no BERT; expected 'bert' or 'compact_bert'")
+            raise ValueError(
+                f"{source}: model_type {kind!r} is no BERT; expected 'bert' or 'compact_bert', or 'electra' with an "
+                "embedding_size equal to its hidden_size"
+            )
         if fields.get("position_embedding_type", "absolute") != "absolute" or fields.get("is_decoder"):
             raise ValueError(f"{source}: only encoders with absolute positions can be loaded")
         weights: dict[str, Tensor] = {}
@@ -147,15 +155,17 @@ def load(model_class: type[Model], source: str | Path, **changes: Any) -> Model:
 
 
 def save(
-    model: PreTrainedModel,
+    model: PreTrainedModel | CompactBertConfig,
     folder: str | Path,
     tokenizer: Any = None,
     training_only: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write config, weights (safetensors) and, where given, the tokenizer to `folder`: all of them or nothing.
 
+    model: a config alone is written without weights.
     training_only: what only a trainer wants, as in `Checkpoint`; it goes to a file of its own, which no one else reads.
-    They are written beside `folder` and then take its place; an older model there is replaced. Raises OSError where
+    They are written beside `folder` and then take its place; an older model there is replaced, and of several processes
+    that write the same folder at once the last one's stays. Raises OSError where
     they cannot be written, the older model then still stands, and ValueError where `folder` holds something else.
     """
     folder = Path(folder).expanduser().resolve()
@@ -164,7 +174,7 @@ def save(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{folder.name}.part", dir=folder.parent) as beside, _without_bars():
-            new, old = Path(beside) / "new", Path(beside) / "old"
+            new = Path(beside) / "new"
             model.save_pretrained(new)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
@@ -172,7 +182,7 @@ def save(
                 save_file(
                     {name: t.detach().cpu().contiguous() for name, t in training_only.items()}, new / TRAINING_FILE
                 )
-            _replace(folder, new, old)
+            _replace(folder, new, Path(beside))
     except Exception as error:
         # the libraries that write have errors of their own, which carry the system's number in their text
         if not isinstance(error, (OSError, SafetensorError)) and "os error" not in str(error):
@@ -184,15 +194,21 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def _replace(folder: Path, new: Path, old: Path) -> None:
-    try:
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
-    except BaseException:  # Ctrl-C between the two
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        raise
+def _replace(folder: Path, new: Path, beside: Path) -> None:
+    """Put `new` in the place of `folder`; what is there goes to `beside`."""
+    for attempt in range(1, ATTEMPTS + 1):
+        old = beside / f"old{attempt}"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(folder, old)
+            os.rename(new, folder)
+            return
+        except BaseException as error:  # also Ctrl-C between the two
+            if old.exists() and not folder.exists():
+                os.rename(old, folder)
+            taken = isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            if not taken or attempt == ATTEMPTS:
+                raise
 
 
 @contextlib.contextmanager

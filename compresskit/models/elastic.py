@@ -132,6 +132,8 @@ def extract(model: Model, subnet: CompactBertConfig, layers: Sequence[int] | Non
     if subnet.num_labels != supernet.num_labels:
         raise ValueError(f"the subnet has {subnet.num_labels} labels, the model {supernet.num_labels}")
     small = type(model)(subnet.changed(attn_implementation=supernet._attn_implementation))
+    if getattr(model, "pooler", small) is None:
+        small.pooler = None  # type: ignore[assignment]
     small.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]  # transformers' wrapper hides `self`
     big = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():

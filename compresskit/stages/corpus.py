@@ -1,4 +1,4 @@
-"""From text to pre-training instances on disk: a MediaWiki dump, sentences or books, kept apart or joined."""
+"""From text to pre-training instances on disk: dumps, sentences, WikiText, books, kept apart or joined."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import Field, field_validator
 
 from compresskit import tracking
 from compresskit.data import vocabulary
-from compresskit.data.corpus import documents, epoch_files, instances, prepared, shards
+from compresskit.data.corpus import chunks, documents, epoch_files, instances, prepared, shards, token_files
 from compresskit.data.corpus.documents import Documents, Source
 from compresskit.stages.inputs import BUNDLED, corpus_file
 from compresskit.stages.params import Params
@@ -29,7 +29,7 @@ from compresskit.training.progress import Progress
 
 VOCABULARY_SENTENCES = 500_000  # of all sources together: words are counted in memory
 MB = 1_000_000
-NAME = r"(?!(documents|tokenizer|epoch_\d+)$)[A-Za-z0-9][\w-]*"  # of a source: a folder beside these
+NAME = r"(?!(documents|tokenizer|token_files|epoch_\d+)$)[A-Za-z0-9][\w-]*"  # of a source: a folder beside these
 
 
 class CorpusParams(Params):
@@ -37,10 +37,11 @@ class CorpusParams(Params):
 
     results = ("run_id", "corpus")
 
-    sources: dict[str, str] = {BUNDLED: BUNDLED}  # by name: a dump (.xml.bz2, .xml), a file of sentences, or a folder
+    sources: dict[str, str] = {BUNDLED: BUNDLED}  # by name: a dump (.xml.bz2, .xml), a text, or a folder of books
     joined: bool = True  # one corpus of all sources; false: one for each
     vocabulary: str = ""  # a model, a folder or vocab.txt; empty: a WordPiece vocabulary is trained on the sources
     vocab_size: int = Field(4000, ge=100)  # of a vocabulary that is trained
+    packing: Literal["pairs", "chunks"] = "pairs"
     max_seq_len: int = Field(128, ge=5)
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     one_seq: bool = False
@@ -63,8 +64,13 @@ class CorpusParams(Params):
             raise ValueError("should name at least one source")
         return sources
 
+    @property
+    def made_epochs(self) -> int:
+        """How many epochs are made: nothing about chunks is drawn, one serves all."""
+        return self.epochs if self.packing == "pairs" else 1
+
     def recipe(self) -> instances.Recipe:
-        """What shapes an instance."""
+        """What shapes a pair."""
         names = instances.Recipe.__dataclass_fields__
         return instances.Recipe(**{name: getattr(self, name) for name in names})
 
@@ -126,31 +132,51 @@ class CorpusStage:
         table["sentences per document"] = (table["sentences"] / table["documents"]).round(1)
         return table
 
-    def pair(self) -> pd.DataFrame:
+    def pack(self) -> pd.DataFrame:
         """Make the instances of every epoch. Returns how many there are of each source, and how full they are."""
         self.counts.clear()
-        pieces, recipe = instances.Pieces.of(self.tokenizer), self.params.recipe()
         for part, names in self._parts().items():
             sizes = {name: self.read_counts[name].documents for name in names}
             found = Documents(self.making / "documents" / name for name in names)
-            for epoch in range(self.params.epochs):
+            for epoch in range(self.params.made_epochs):
                 folder = self.making / part / f"epoch_{epoch}"
                 notes = shards.notes(folder)
-                label = f"pair {part} epoch {epoch}".replace("  ", " ")
+                label = f"pack {part} epoch {epoch}".replace("  ", " ")
                 with Progress(label, len(found), notes[-1]["done"] if notes else 0) as progress:
-                    counts = instances.write(
-                        folder, found, sizes, Random(f"{self.params.seed} {part} {epoch}"), recipe, pieces, progress.at
-                    )
+                    counts = self._write(folder, found, sizes, f"{self.params.seed} {part} {epoch}", progress)
                 self.counts += [{"epoch": epoch, "source": name, **asdict(count)} for name, count in counts.items()]
-                if self.params.json_lines and not epoch_files.is_written(folder.parent, epoch):
-                    rows = shards.dataset(folder)
-                    epoch_files.write_epoch(folder.parent, epoch, rows, self.tokenizer, self.params.max_seq_len)
+                if self.params.json_lines:
+                    self._write_json_lines(folder, epoch, found)
         return self.instances_table()
 
+    def _write(
+        self, folder: Path, found: Documents, sizes: dict[str, int], seed: str, progress: Progress
+    ) -> Mapping[str, instances.Counts | chunks.Counts]:
+        params = self.params
+        if params.packing == "chunks":
+            return chunks.write(folder, found, sizes, params.max_seq_len, params.faithful, progress.at)
+        pieces = instances.Pieces.of(self.tokenizer)
+        return instances.write(folder, found, sizes, Random(seed), params.recipe(), pieces, progress.at)
+
+    def _write_json_lines(self, folder: Path, epoch: int, found: Documents) -> None:
+        params, place = self.params, folder.parent / "token_files"
+        if params.packing == "pairs" and not epoch_files.is_written(folder.parent, epoch):
+            rows = shards.dataset(folder)
+            epoch_files.write_epoch(folder.parent, epoch, rows, self.tokenizer, params.max_seq_len)
+        elif params.packing == "chunks" and not place.exists():
+            written = (
+                chunks.document_chunks(found[number], params.max_seq_len, params.faithful)
+                for number in range(len(found))
+            )
+            token_files.write(place, written, len(shards.dataset(folder)), self.tokenizer, params.faithful)
+
     def instances_table(self) -> pd.DataFrame:
-        """Instances of each epoch and source, their share with a random next, and their mean length."""
+        """Instances of each epoch and source, their share with a random next (or the tokens that were dropped), and
+        their mean length.
+        """
         table = pd.DataFrame(self.counts)
-        table["random next"] = (table.pop("random_next") / table["instances"]).round(3)
+        if self.params.packing == "pairs":
+            table["random next"] = (table.pop("random_next") / table["instances"]).round(3)
         table["tokens per instance"] = (table["tokens"] / table["instances"]).round(1)
         return table
 
@@ -159,6 +185,8 @@ class CorpusStage:
         part = next(iter(self._parts()))
         rows = shards.dataset(self.making / part / "epoch_0")
         chosen = sorted(Random(self.params.seed).sample(range(len(rows)), min(number, len(rows))))
+        if self.params.packing == "chunks":
+            return pd.DataFrame({"text": [self.tokenizer.decode(row["input_ids"]) for row in rows.select(chosen)]})
         shown = []
         for row in rows.select(chosen):
             cut = row["token_type_ids"].index(1)
@@ -230,8 +258,14 @@ def open(params: CorpusParams) -> CorpusStage:
     if params.vocabulary:
         given = Path(params.vocabulary).expanduser()
         tokenizer = vocabulary.load_tokenizer(given if given.is_file() else model_folder(params.vocabulary))
+    listed = [source for source in sources if source.kind == "token lists"]
+    if listed and (params.packing != "chunks" or tokenizer is None):
+        raise ValueError(
+            f"source {listed[0].name}: {listed[0].path} holds lists of tokens; set `packing: chunks`, and "
+            "`vocabulary` to the one they were made with"
+        )
     stamp = {
-        "settings": params.model_dump(mode="json", exclude={"sources", "out"}),
+        "settings": params.model_dump(mode="json", exclude={"sources", "out"}) | {"epochs": params.made_epochs},
         "sources": {source.name: source.identity() for source in sources},
         "vocabulary": _digest(tokenizer.backend_tokenizer.to_str()) if tokenizer is not None else "trained",
     }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 import pickle
 import re
 import resource
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,6 +116,46 @@ LAYOUTS = {
     "heads under the prefix": lambda f, m: as_bin(f, m, lambda name: name.replace("cls.", "bert.cls.")),
     "no model_type, fields of others": without_model_type,
 }  # fmt: skip
+
+
+SPELLINGS = list(itertools.product(("layer", "layers"), ("", ".embedding"), ("", "bert.", "electra."), (False, True)))
+
+
+def spelled(name: str, layer: str, embedding: str, prefix: str, from_tensorflow: bool) -> str:
+    """Our name of a parameter as a release may spell it."""
+    name = re.sub(r"_embeddings\.weight$", f"_embeddings{embedding}.weight", name)
+    name = tensorflow_name(name) if from_tensorflow else name
+    return prefix + name.replace("encoder.layer.", f"encoder.{layer}.")
+
+
+def test_released_subnets_load_in_every_spelling_with_their_qkv_size(tmp_path):
+    """config.json is BERT's with a field qkv_size; names with or without prefix, in one of two spellings each."""
+    model = CompactBertModel(CompactBertConfig(**SHAPE, qkv_size=16))
+    released = {"hidden_size": 24, "qkv_size": 16, "type_vocab_size": 2, "attention_probs_dropout_prob": 0.1}
+    for number, spelling in enumerate(SPELLINGS):
+        weights = {spelled(name, *spelling): tensor for name, tensor in weights_of(model).items()}
+        for file in ("pytorch_model.bin", "model.safetensors"):
+            folder = tmp_path / f"{number}-{file}"
+            save_config(folder, {**SHAPE, **released})
+            (torch.save if file.endswith("bin") else save_file)(weights, folder / file)
+            loaded = checkpoints.load(CompactBertModel, folder)
+            assert loaded.config.key() == model.config.key()
+            for name, tensor in loaded.state_dict().items():
+                assert torch.equal(tensor, model.state_dict()[name]), (spelled(name, *spelling), name)
+
+
+def test_a_release_without_qkv_size_has_that_of_its_hidden_size(tmp_path):
+    as_bin(tmp_path, transformers.BertModel(transformers.BertConfig(**SHAPE)), autotinybert_name)
+    assert checkpoints.load(CompactBertModel, tmp_path).config.per_layer("qkv_size") == [24] * 3
+
+
+def test_an_electra_as_wide_inside_as_its_embedding_is_a_teacher(tmp_path):
+    theirs = transformers.ElectraForPreTraining(transformers.ElectraConfig(**SHAPE, embedding_size=24)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = checkpoints.read(tmp_path).model(lambda config: CompactBertModel(config, add_pooling_layer=False))
+    with torch.no_grad():
+        expected = theirs.electra(IDS, MASK).last_hidden_state
+        torch.testing.assert_close(ours(IDS, MASK).last_hidden_state, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -391,6 +435,8 @@ BAD = {
     "text for a number": (with_config(hidden_size="24"), ValueError, "config cannot be used: hidden_size is '24'"),
     "unknown activation": (with_config(hidden_act="gelu9"), ValueError, "config cannot be used: hidden_act is 'gelu9'"),
     "labels as a list": (with_config(id2label=["a", "b"]), ValueError, "config cannot be used"),
+    "narrow electra": (with_config(model_type="electra", embedding_size=12), ValueError,
+                       "model_type 'electra' is no BERT; expected .* an embedding_size equal to its hidden_size"),
     "roberta": (with_config(model_type="roberta"), ValueError, "model_type 'roberta' is no BERT; expected 'bert' or"),
     "relative positions": (with_config(position_embedding_type="relative_key"), ValueError, "with absolute positions"),
     "decoder": (with_config(is_decoder=True), ValueError, "only encoders with absolute positions can be loaded"),
@@ -531,6 +577,25 @@ def test_an_interrupt_while_taking_the_place_leaves_the_older_model(renames_befo
     with pytest.raises(KeyboardInterrupt):
         checkpoints.save(small_model(1), folder)
     assert content(tmp_path) == before
+
+
+def test_processes_that_save_to_one_folder_at_once_leave_one_good_model(tmp_path, monkeypatch):
+    """Threads stand for processes; they meet before every rename."""
+    rename, meet = os.rename, threading.Barrier(4)
+
+    def together(source, target):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            meet.wait(timeout=0.2)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", together)
+    small = [small_model(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for saved in [pool.submit(checkpoints.save, model, tmp_path / "model", Words()) for model in small]:
+            saved.result()
+    assert sorted(content(tmp_path)) == [f"model/{n}" for n in ("config.json", "model.safetensors", "vocab.txt")]
+    kept = checkpoints.load(CompactBertModel, tmp_path / "model")
+    assert any(torch.equal(kept.pooler.dense.weight, model.pooler.dense.weight) for model in small)
 
 
 def test_a_mistake_of_the_caller_is_not_taken_for_a_full_disk(tmp_path):

@@ -52,7 +52,7 @@ def opened(sources: dict[str, str], **settings) -> corpus.CorpusStage:
 
 def run(stage: corpus.CorpusStage) -> pd.DataFrame:
     stage.read()
-    stage.pair()
+    stage.pack()
     return stage.finish()
 
 
@@ -62,7 +62,7 @@ def test_three_kinds_of_sources_become_one_corpus_with_counts(store, sources):
     counts = stage.read()
     assert counts["documents"].to_dict() == {"wiki": 6, "text": 8, "books": 3, "all": 17}
     assert counts["sentences"].to_dict() == {"wiki": 30, "text": 32, "books": 90, "all": 152}
-    table = stage.pair()
+    table = stage.pack()
     assert table[["epoch", "source"]].values.tolist() == [[e, s] for e in (0, 1) for s in ("wiki", "text", "books")]
     assert len(stage.examples(3)) == 3
     result = stage.finish().iloc[0]
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_rows(store, sources, tmp_p
     assert not out.exists()
     stage = opened(sources, out=str(out))
     stage.read()
-    stop_in(stage, "pair", 3)
+    stop_in(stage, "pack", 3)
     assert not out.exists()
     stage = opened(sources, out=str(out))
     assert stage.session.run._client.get_run(stage.session.run.run_id).data.tags["attempts"] == "3"
@@ -243,20 +243,22 @@ from pathlib import Path
 from random import Random
 import pyarrow as pa
 from compresskit.data import vocabulary
-from compresskit.data.corpus import documents, instances, mediawiki, shards
+from compresskit.data.corpus import chunks, documents, instances, mediawiki, shards
 
 shards.BATCH_BYTES, shards.SHARD_BYTES = 1 << 14, 1 << 18
 documents.SENTENCES_AT_ONCE, instances.ROWS_AT_ONCE, mediawiki.BLOCK_BYTES = 50, 50, 1 << 12
+chunks.ROWS_AT_ONCE = 50
 tokenizer = vocabulary.load_tokenizer(Path(sys.argv[1]) / "vocab.txt")
 pieces = instances.Pieces.of(tokenizer)
 
 def make(folder):
     sizes = {}
-    for name in ("wiki.xml.bz2", "text.txt", "books"):
+    for name in ("wiki.xml.bz2", "text.txt", "articles.raw", "files", "books"):
         source = documents.Source(name, folder / name)
         sizes[name] = documents.store(folder / "store" / name, source, tokenizer).documents
     found = documents.Documents(folder / "store" / name for name in sizes)
     counts = instances.write(folder / "epoch", found, sizes, Random(0), instances.Recipe(max_seq_len=64), pieces)
+    chunks.write(folder / "chunks", found, sizes, 64)
     return sum(count.tokens for count in counts.values())
 
 tracemalloc.start()
@@ -278,6 +280,11 @@ def test_peak_memory_does_not_grow_with_the_corpus(tmp_path):
         page = f"<page><title>a</title><ns>0</ns><revision><text>{text}</text></revision></page>"
         (folder / "wiki.xml.bz2").write_bytes(bz2.compress(f"<mediawiki>{page * 40 * times}</mediawiki>".encode()))
         (folder / "text.txt").write_text("\n\n".join(prose(1, 400 * times)))
+        (folder / "articles.raw").write_text(f" = Mill = \n {text} \n" * 40 * times)
+        (folder / "files").mkdir()
+        (folder / "files/train_doc_tokens_ngrams_0.json").write_text(
+            '{"tokens": ["the", "mill", "is"]}\n' * 400 * times
+        )
         for n in range(4 * times):
             (folder / f"books/{n}.txt").write_text("\n".join(prose(n, 100)))
         return folder
@@ -295,3 +302,50 @@ def test_peak_memory_does_not_grow_with_the_corpus(tmp_path):
     held = 8 * (large["tokens"] - small["tokens"])  # what the additional rows would take as lists of ids
     assert large["python"] - small["python"] < held / 10
     assert large["arrow"] - small["arrow"] < held / 10
+
+
+# Chunks, as AutoTinyBERT reads them
+
+
+def test_chunks_become_a_corpus_of_one_epoch_and_its_files_a_source_again(store, sources, tmp_path):
+    stage = opened(sources, packing="chunks", json_lines=True, out=str(tmp_path / "out"))
+    counts = stage.read()
+    table = stage.pack()
+    assert table["epoch"].unique().tolist() == [0]
+    assert table["tokens"].sum() + table["dropped"].sum() == counts.loc["all", "tokens"]
+    assert list(stage.examples(2).columns) == ["text"]
+    stage.finish()
+
+    made = prepared.load(tmp_path / "out")
+    assert len(made.epochs) == 1
+    rows = made.epochs[0]["input_ids"][:]
+    assert made.epochs[0].column_names == ["input_ids"]
+    assert {token for row in rows for token in row}.isdisjoint(made.tokenizer.all_special_ids)
+    assert all(3 <= len(row) <= 32 for row in rows)
+    batch = next(iter(Batches(made.epochs[0], 4, 0, made.tokenizer.pad_token_id)))
+    assert not batch["token_type_ids"].any()
+
+    files = {"old": str(tmp_path / "out" / "token_files")}
+    again = opened(files, packing="chunks", vocabulary=f"{made.folder}/tokenizer", out=str(tmp_path / "again"))
+    assert again.describe()["kind"].to_dict() == {"old": "token lists"}
+    run(again)
+    assert sorted(prepared.load(tmp_path / "again").epochs[0]["input_ids"][:]) == sorted(rows)
+    for settings in ({"packing": "chunks"}, {"vocabulary": f"{made.folder}/tokenizer"}):
+        with pytest.raises(ValueError, match=r"source old: .* holds lists of tokens; set `packing: chunks`, and"):
+            opened(files, **settings)
+
+
+def test_chunks_of_a_sentence_longer_than_a_row_train_and_released_ones_are_refused_before(store, tmp_path):
+    (tmp_path / "text.txt").write_text(" ".join(WORDS * 9) + ".\n" + "\n".join(prose(0, 60)))
+    sizes = dict(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, intermediate_size=8, max_steps=2)
+    for faithful, longest in ((False, 32), (True, 109)):
+        out = tmp_path / f"out-{faithful}"
+        settings = {"packing": "chunks", "faithful": faithful, "vocabulary": str(vocab_file(tmp_path))}
+        run(opened({"text": str(tmp_path / "text.txt")}, out=str(out), **settings))
+        assert max(map(len, prepared.load(out).epochs[0]["input_ids"])) == longest
+        params = pretrain.PretrainParams(corpus=str(out), max_seq_len=32, batch_size=4, **sizes)
+        if faithful:
+            with pytest.raises(ValueError, match="rows of up to 109 tokens, max_seq_len is 32; raise it, or make"):
+                pretrain.open(params)
+        else:
+            pretrain.open(params).train()

@@ -58,7 +58,7 @@ def prepared_corpus(inputs, **changes) -> str:
     settings = {"sources": {"text": str(inputs / "text.txt")}, "vocabulary": str(inputs / "teacher")}
     stage = corpus.open(corpus.CorpusParams(**{**settings, "max_seq_len": 32, "epochs": 2, **changes}))
     stage.read()
-    stage.pair()
+    stage.pack()
     return stage.finish().iloc[0]["corpus"]
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from compresskit.data import corpora
 from compresskit.data.corpora import Document
-from compresskit.data.corpus import books, mediawiki, shards
+from compresskit.data.corpus import books, mediawiki, shards, token_files, wikitext_dataset
 
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("sentence_ends", pa.list_(pa.int32()))])
 SENTENCES_AT_ONCE = 2_000  # tokenised together
@@ -26,27 +26,36 @@ READERS: dict[str, Callable[[Path, int], Iterator[Document]]] = {
     "MediaWiki dump": mediawiki.read_documents,
     "sentences": corpora.read_sentence_file,
     "books": books.read_books,
+    "WikiText": wikitext_dataset.read_documents,
+    "token lists": token_files.read_documents,
 }
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from: a MediaWiki dump, a file of one sentence per line, or a folder of books."""
+    """Where documents come from: a dump, sentences, WikiText's raw text, books, or AutoTinyBERT's token lists."""
 
     name: str
     path: Path
 
     @property
     def kind(self) -> str:
-        """By what the path is: a folder holds books, .bz2 or .xml is a dump, every other file has sentences."""
+        """By what the path is. A folder holds token lists where a file is named as those are, else books; .bz2 or .xml
+        is a dump, .json or .jsonl token lists; another file is WikiText where it begins with a title, else sentences.
+        """
         if self.path.is_dir():
-            return "books"
-        return "MediaWiki dump" if self.path.suffix.lower() in (".bz2", ".xml") else "sentences"
+            return "token lists" if token_files.files(self.path) else "books"
+        suffix = self.path.suffix.lower()
+        if suffix in (".bz2", ".xml"):
+            return "MediaWiki dump"
+        if suffix in (".json", ".jsonl"):
+            return "token lists"
+        return "WikiText" if self.path.is_file() and wikitext_dataset.is_wikitext(self.path) else "sentences"
 
     def files(self) -> list[Path]:
         """Its files. Raises FileNotFoundError where there are none."""
-        if self.kind == "books":
-            return books.book_files(self.path)
+        if self.path.is_dir():
+            return token_files.files(self.path) or books.book_files(self.path)
         if not self.path.is_file():
             raise FileNotFoundError(f"source {self.name}: {self.path}: no such file or folder")
         return [self.path]
@@ -86,12 +95,13 @@ def store(folder: Path, source: Source, tokenizer: Any, advance: Callable[[int],
     progress = Progress(**done[-1]) if done else Progress()
     if progress.whole:
         return progress
+    encode = _looked_up(source, tokenizer) if source.kind == "token lists" else _tokenised(tokenizer)
     with shards.Writer(folder, SCHEMA) as writer:
         for part in _grouped(source.documents(progress.read)):
             progress.read += len(part)
             kept = [document.sentences for document in part if document.sentences]
             if kept:
-                ids, ends = _encoded(kept, tokenizer)
+                ids, ends = _encoded(kept, encode)
                 writer.add([ids, ends])
                 progress.tokens += len(ids.values)
             progress.documents += len(kept)
@@ -121,18 +131,40 @@ def _grouped(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield part
 
 
-def _encoded(documents: list[list[str]], tokenizer: Any) -> tuple[pa.ListArray, pa.ListArray]:
-    """The columns input_ids and sentence_ends of the documents."""
-    sentences = [sentence for document in documents for sentence in document]
-    pieces: list[list[int]] = []
-    for begin in range(0, len(sentences), SENTENCES_AT_ONCE):
-        pieces += tokenizer(
-            sentences[begin : begin + SENTENCES_AT_ONCE],
+Encode = Callable[[list[Any]], list[list[int]]]  # sentences to the ids of their tokens
+
+
+def _tokenised(tokenizer: Any) -> Encode:
+    def encode(sentences: list[str]) -> list[list[int]]:
+        return tokenizer(
+            sentences,
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
+
+    return encode
+
+
+def _looked_up(source: Source, tokenizer: Any) -> Encode:
+    vocab = tokenizer.get_vocab()
+
+    def encode(sentences: list[list[str]]) -> list[list[int]]:
+        try:
+            return token_files.ids(sentences, vocab)
+        except ValueError as error:
+            raise ValueError(f"source {source.name}: {source.path}: {error}") from None
+
+    return encode
+
+
+def _encoded(documents: list[list[Any]], encode: Encode) -> tuple[pa.ListArray, pa.ListArray]:
+    """The columns input_ids and sentence_ends of the documents."""
+    sentences = [sentence for document in documents for sentence in document]
+    pieces: list[list[int]] = []
+    for begin in range(0, len(sentences), SENTENCES_AT_ONCE):
+        pieces += encode(sentences[begin : begin + SENTENCES_AT_ONCE])
     ids = np.concatenate([np.array(piece, dtype=np.int32) for piece in pieces])
     ends = np.cumsum([len(piece) for piece in pieces])  # of the sentences, in ids
     last = np.cumsum([0, *map(len, documents)])  # the number of sentences before each document, and of all
@@ -155,6 +187,13 @@ class Sentences:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[number] for number in range(len(self)))
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._ids)
 
     def __getitem__(self, number: int) -> list[int]:
         begin = self._ends[number - 1] if number else 0

@@ -3,7 +3,8 @@
     corpus.json      what it was made of and how, with counts; written last
     tokenizer/       the vocabulary
     documents/NAME/  the tokenised documents of each source
-    epoch_E/         instances: columns input_ids, token_type_ids, next_sentence_label, what was masked if anything was
+    epoch_E/         instances: columns input_ids, token_type_ids, next_sentence_label, what was masked if anything was;
+                     or chunks: input_ids alone, without special tokens
 
 Where sources were kept apart, each has a folder NAME/ of this form, and corpus.json names them as `parts`.
 """
@@ -34,7 +35,8 @@ class PreparedCorpus:
     @property
     def max_seq_len(self) -> int:
         """Tokens of the longest instance there can be."""
-        return self.manifest["settings"]["max_seq_len"]
+        longest = [count.get("longest", 0) for count in self.manifest["instances"]]  # of chunks as released
+        return max(self.manifest["settings"]["max_seq_len"], *longest)
 
     @cached_property
     def tokenizer(self) -> Any:
