@@ -58,6 +58,7 @@ CLAIMED = {
         "adaptive_warmup",
         "mask_counts",
         "arch_sampling",
+        "generate_data",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, cast
@@ -11,7 +10,7 @@ from typing import Any, Literal, cast
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
@@ -96,6 +95,7 @@ class Pretrain:
     model: PreTrainedModel
     teacher: PreTrainedModel | None
     project: DenseFit | None  # to the teacher's width
+    head_given: bool  # whether what is learned through came with the model: the masked-word head, or the projection
     train_batches: Batches
     held_out: Batches
     held_out_losses: dict[str, float] = field(default_factory=dict)  # after training
@@ -110,6 +110,9 @@ class Pretrain:
                 "held-out sequences": [len(self.held_out.lengths)],
                 "vocabulary": [len(self.tokenizer)],
                 "parameters": [self.model.num_parameters()],
+                "masked-word head" if self.project is None else "dense_fit": [
+                    "came with the model" if self.head_given else "starts at random"
+                ],
                 "steps": [self.num_steps()],
                 "warm-up steps": [warmup.steps],
                 "warm-up by": [warmup.rule],
@@ -274,9 +277,19 @@ def open(params: PretrainParams) -> Pretrain:
         tokenizer = vocabulary.train_wordpiece(sentences, params.vocab_size)
     if instances:
         instances.check_fits(tokenizer, params.max_seq_len)
+    config = new_config(params, len(tokenizer)) if given is None else given[0].architecture()
+    _check_length(params, "model", config)
     if taught is not None:
         distilling.check_vocabularies(tokenizer, taught[1])
-    config = new_config(params, len(tokenizer)) if given is None else given[0].architecture()
+        _check_length(params, "teacher", taught[0].architecture())
+        check_last_heads(config, taught[0].architecture())
+    rows = instances.epochs[0] if instances else corpora.encode(corpus, tokenizer, params.max_seq_len)
+    if len(rows) < 2:
+        raise ValueError(
+            f"{corpus} gives {len(rows)} sequence of up to {params.max_seq_len} tokens; at least 2 are needed"
+        )
+    split = rows.train_test_split(test_size=HELD_OUT, seed=params.seed, shuffle=True)
+
     session = Session(
         "pretrain",
         params,
@@ -286,23 +299,22 @@ def open(params: PretrainParams) -> Pretrain:
         threads=params.threads,
     )
     model_class = CompactBertModel if taught else CompactBertForMaskedLM
-    model = model_class(config) if given is None else given[0].model(model_class)
+    model = on_device(model_class(config) if given is None else given[0].model(model_class))
     teacher = project = None
+    head_given = given is not None and "cls.predictions.transform.dense.weight" in given[0].weights
     if taught is not None:
         teacher = on_device(taught[0].model(lambda config: CompactBertModel(config, add_pooling_layer=False)))
-        check_last_heads(config, teacher.config)
-        project = on_device(_projection(params, model, teacher, {} if given is None else given[0].training_only))
-    for who, network in (("model", model), ("teacher", teacher)):
-        most = params.max_seq_len if network is None else network.config.max_position_embeddings
-        if params.max_seq_len > most:
-            raise ValueError(f"max_seq_len is {params.max_seq_len}, the {who} takes {most} tokens; lower max_seq_len")
-    on_device(model)
-    rows = instances.epochs[0] if instances else corpora.encode(corpus, tokenizer, params.max_seq_len)
-    split = rows.train_test_split(test_size=HELD_OUT, seed=params.seed, shuffle=True)
+        widths = (config.hidden_size, teacher.config.hidden_size)
+        project, head_given = dense_fit(
+            *widths, config.initializer_range, {} if given is None else given[0].training_only
+        )
+        if given is not None and not head_given:
+            logger.warning("%s has no projection from %d to %d: dense_fit starts at random", params.model, *widths)
+        on_device(project)
     order = distilling.batch_order(params)
     train = Batches(split["train"], params.batch_size, params.seed, tokenizer.pad_token_id, **order)
     held_out = Batches(split["test"], params.batch_size, params.seed, tokenizer.pad_token_id, shuffle=False)
-    return Pretrain(params, session, tokenizer, model, teacher, project, train, held_out)
+    return Pretrain(params, session, tokenizer, model, teacher, project, head_given, train, held_out)
 
 
 def _read(source: str) -> tuple[checkpoints.Checkpoint, Any]:
@@ -312,15 +324,10 @@ def _read(source: str) -> tuple[checkpoints.Checkpoint, Any]:
     return found, tokenizer_for(folder, found.architecture().vocab_size)
 
 
-def _projection(
-    params: PretrainParams, model: PreTrainedModel, teacher: PreTrainedModel, given: Mapping[str, Tensor]
-) -> DenseFit:
-    """The map to the teacher's width: the one beside the model, or a new one, which is said."""
-    widths = (model.config.hidden_size, teacher.config.hidden_size)
-    project, kept = dense_fit(*widths, model.config.initializer_range, given)
-    if params.model and not kept:
-        logger.warning("%s has no projection from %d to %d: dense_fit starts at random", params.model, *widths)
-    return project
+def _check_length(params: PretrainParams, who: str, config: CompactBertConfig) -> None:
+    most = config.max_position_embeddings
+    if params.max_seq_len > most:
+        raise ValueError(f"max_seq_len is {params.max_seq_len}, the {who} takes {most} tokens; lower max_seq_len")
 
 
 def new_config(params: PretrainParams, vocab_size: int) -> CompactBertConfig:

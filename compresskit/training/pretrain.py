@@ -127,12 +127,14 @@ def last_layer(
         chosen = subnets(step)
         for part, share in zip(parts, shares, strict=True):
             given = _inputs(part, faithful)
-            with torch.no_grad():
+            kind = batch["input_ids"].device.type
+            rounded = teacher.dtype != torch.float32  # as a whole; autocast wants weights in float32
+            with torch.no_grad(), torch.autocast(kind, enabled=torch.is_autocast_enabled(kind) and not rounded):
                 target = teacher.base_model(**given, **_wish(teacher.config, part, faithful))
             for subnet in chosen:
                 wish = _wish(model.config if subnet is None else subnet, part, faithful)
                 own = model.base_model(**given, **wish, subnet=subnet)
-                with torch.autocast(own.last_hidden_state.device.type, enabled=False):
+                with torch.autocast(kind, enabled=False):
                     attention, hidden = last_layer_losses(own, target, project, part["attention_mask"], faithful)
                 attention, hidden = attention * share[0], hidden * share[1]
                 piece = _piece(attention + hidden, subnet, chosen)
