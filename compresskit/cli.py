@@ -253,12 +253,13 @@ def study(
     against: Annotated[str, Option(help="The model that gains refer to.")] = "baseline-labels-only",
     command: Annotated[str, Option(help="How the runs were made, for the reader to repeat.")] = "",
     note: Annotated[str, Option(help="What else the reader has to know of the runs.")] = "",
+    also: Annotated[list[str] | None, Option(help="A pipeline that makes some of the same models; repeatable.")] = None,
     debug: Debug = False,
 ) -> None:
     """Write a page of results from a pipeline's finished runs: scores, gains, speed, by task."""
     from compresskit.stages import study as stage
 
-    stage.study(pipeline, against, out, command, note)
+    stage.study(pipeline, against, out, command, note, also or ())
     typer.echo(f"{pipeline}: {out}")
 
 

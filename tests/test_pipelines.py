@@ -153,18 +153,22 @@ def test_the_variants_of_sparseberts_ablation_have_one_start_and_as_many_updates
     found = steps("sparsebert-ablation.yaml", task="mrpc", student="start", teacher="dense", max_steps=50)
     full = found["to_95"].model_dump()
     assert (full["model"], full["teacher"], full["max_steps"], full["sparsity"]) == ("start", "dense", 50, 0.95)
+    models = found.pop("models").models
     unlike = {
-        name: {key: value for key, value in found[name].model_dump().items() if full[key] != value}
-        for name in ("to_80", "to_90", "labels", "at_once")
+        name: {key: value for key, value in step.model_dump().items() if full[key] != value}
+        for name, step in found.items()
     }
+    ways = {"to": {}, "labels": {"learn_from": "labels"}, "at_once": {"pruning_share": 0}}
     assert unlike == {
-        "to_80": {"sparsity": 0.8},
-        "to_90": {"sparsity": 0.9},
-        "labels": {"learn_from": "labels"},
-        "at_once": {"pruning_share": 0},
+        f"{way}_{percent}": {**changed, **({"sparsity": percent / 100} if percent < 95 else {})}
+        for way, changed in ways.items()
+        for percent in (80, 90, 95)
     }
-    assert len(found["models"].models) == 6
+    assert len(models) == 10
     assert set(study.NEEDED) <= set(plan.vars)
+    alone = steps("sparsebert-95.yaml", task="mrpc", student="start", teacher="dense", max_steps=50)
+    assert alone["to_95"] == found["to_95"]
+    assert alone["models"].models == {name: models[name] for name in ("baseline-teacher", "sparsebert-95")}
 
 
 @pytest.mark.parametrize("flavour", ["kd", "mlm"])
@@ -292,11 +296,13 @@ def test_sparseberts_pipelines_run_at_two_steps_and_can_be_studied(project, made
 
     variables = {"task": "mrpc", "teacher": "models:/teacher-mrpc@latest", "student": made / "encoder"}
     run(project, "sparsebert-ablation.yaml", **variables, data_dir=made, max_rows=300, max_steps=2)
-    study.study("sparsebert-ablation", "sparsebert-95", project / "page.md", "as in the test")
+    run(project, "sparsebert-95.yaml", **variables, data_dir=made, max_rows=300, max_steps=2, seed=43)
+    study.study("sparsebert-ablation", "sparsebert-95", project / "page.md", "as in the test", also=["sparsebert-95"])
     page = (project / "page.md").read_text()
-    names = ["sparsebert-80", "sparsebert-90", "sparsebert-95", "baseline-labels-only-95"]
-    for name in [*names, "sparsebert-prune-then-distil-95", "baseline-teacher"]:
+    ways = ["sparsebert", "sparsebert-prune-then-distil", "baseline-labels-only"]
+    for name in [*(f"{way}-{percent}" for way in ways for percent in (80, 90, 95)), "baseline-teacher"]:
         assert f"\n| {name} | " in page
+    assert "| mrpc | 42, 43 |" in page
     assert "zeros, %" in page
     assert "Each step of a training stops after" in page
 

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from compresskit.kernels.dispatch import choose
+
 SHORT = 96  # tokens; up to here maps are cheap, and the explicit form is the faster one (benchmarks/attention.py)
 # With dropout recomputation draws twice; below this length that costs more than the maps do.
 SHORT_WITH_DROPOUT = 255
@@ -146,9 +148,17 @@ def feature_major(
 ) -> Tensor:
     """softmax(query·keyᵀ/√D + mask)·value of states with a row for each feature. Without gradients.
 
-    query, key, value: (A·D, B·S); mask: additive, (B, 1, 1, S); room: (at least A, S, S), for the maps of one sequence;
-    new memory in every layer would cost as much as the products.  Returns (A·D, B·S).
+    query, key, value: (A·D, B·S); mask: additive, (B, 1, 1, S); room: (at least A, S, S), for the maps of one sequence
+    where maps are built.  Returns (A·D, B·S).
     """
+    version = choose(FEATURE_MAJOR, query.device.type)
+    return version(query, key, value, heads, mask, batch, room)
+
+
+def by_maps(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, batch: int, room: Tensor
+) -> Tensor:
+    """With maps, in `room`: new memory in every layer would cost as much as the products."""
     context = torch.empty_like(value)
     parts = [states.view(heads, -1, batch, states.shape[1] // batch) for states in (query, key, value, context)]
     scale, maps = parts[0].shape[1] ** -0.5, room[:heads]
@@ -163,3 +173,20 @@ def feature_major(
         else:  # out is no block of memory
             out.copy_(torch.bmm(v, maps.mT))
     return context
+
+
+def without_maps(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, batch: int, room: Tensor
+) -> Tensor:
+    """By numba in float32; where that is missing, or in another dtype, as `by_maps`."""
+    if query.dtype == torch.float32:
+        try:
+            from compresskit.kernels import numba_attention
+        except ImportError:  # sparse_linear warns of it
+            pass
+        else:
+            return numba_attention.feature_major(query, key, value, heads, mask, batch)
+    return by_maps(query, key, value, heads, mask, batch, room)
+
+
+FEATURE_MAJOR = {"reference": by_maps, "torch": by_maps, "numba": without_maps}

@@ -15,8 +15,11 @@ def choose(implementations: Mapping[str, Callable[..., Any]], device_type: str) 
 
     Raises ValueError for a name that is none of them.
     """
-    wanted = os.environ.get(KERNELS, "")
-    if wanted and wanted not in implementations:
-        raise ValueError(f"{KERNELS} is {wanted!r}; there are {', '.join(sorted(implementations))}")
-    names = (wanted,) if wanted else PREFERRED.get(device_type, ("torch",))
-    return next(implementations[name] for name in names if name in implementations)
+    if wanted := os.environ.get(KERNELS):
+        if wanted not in implementations:
+            raise ValueError(f"{KERNELS} is {wanted!r}; there are {', '.join(sorted(implementations))}")
+        return implementations[wanted]
+    for name in PREFERRED.get(device_type, ()):
+        if name in implementations:
+            return implementations[name]
+    return implementations["torch"]

@@ -139,17 +139,19 @@ def empty_output(shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """
     size = shape[0] * shape[1] * dtype.itemsize
     if size <= 32 << 20:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype)
     memory = torch.from_numpy(np.empty(size + 64, np.uint8))
     aligned = -memory.data_ptr() % 64
     return memory[aligned : aligned + size].view(dtype).view(shape)
 
 
-Chunk = tuple[int, int, int, int]  # first token, last token, first block of rows, last block of rows
+Chunk = tuple[int, ...]  # bounds of what a thread works on: the last arguments of a kernel
 
 
 def chunks_of(start: int, stop: int, tile: int, row_blocks: int, values: int) -> list[Chunk]:
-    """One chunk for each of torch's threads, if there is work enough: of rows, or of tokens if tiles are many."""
+    """First and last token, first and last block of rows, for each of torch's threads if there is work enough: the rows
+    are shared out, or the tokens if tiles are many.
+    """
     threads = torch.get_num_threads()
     if threads == 1 or values * (stop - start) < PARALLEL:
         return [(start, stop, 0, row_blocks)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -19,6 +22,9 @@ from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder
 from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
+
+logger = logging.getLogger(__name__)
+SPARSE = ", sparse"  # after a model's name: its pruned layers by their nonzero weights
 
 
 class EvaluateParams(Params):
@@ -49,6 +55,7 @@ class Evaluate:
     data: dict[str, TaskData]
     scores: dict[str, Score]
     latencies: dict[str, latency.Latency]
+    sparse_bytes: dict[str, int] = field(default_factory=dict)
 
     def score(self) -> pd.DataFrame:
         """Score every model on all dev rows; predictions per row become an artifact."""
@@ -71,15 +78,21 @@ class Evaluate:
         ).T
 
     def time(self) -> pd.DataFrame:
-        """Time all models by turns in this process."""
+        """Time all models by turns in this process, pruned ones also by their nonzero weights."""
         params = self.params
+        sparse_forms = sparse_models(self.models)
+        self.sparse_bytes = {name: saved_bytes(form) for name, form in sparse_forms.items()}
         batch = latency.random_batch(
             min(model.config.vocab_size for model in self.models.values()),
             params.latency_batch_size,
             params.latency_seq_len,
         )
         results = latency.measure(
-            self.models, batch, threads=params.latency_threads, rounds=params.latency_rounds, seed=params.seed
+            {**self.models, **{name + SPARSE: form for name, form in sparse_forms.items()}},
+            batch,
+            threads=params.latency_threads,
+            rounds=params.latency_rounds,
+            seed=params.seed,
         )
         self.latencies = {result.name: result for result in results}
         self.session.run.json("latency.json", [asdict(result) for result in results])
@@ -90,8 +103,13 @@ class Evaluate:
         return pd.DataFrame([self._row(name) for name in self.models])
 
     def pareto(self) -> Figure:
-        """Score against measured latency."""
+        """Score against measured latency, of pruned models in both forms."""
         rows = self.rows()
+        sparse_forms = rows.dropna(subset="sparse_latency_p50_ms")
+        sparse_forms = sparse_forms.assign(
+            name=sparse_forms["name"] + SPARSE, latency_p50_ms=sparse_forms["sparse_latency_p50_ms"]
+        )
+        rows = pd.concat([rows, sparse_forms], ignore_index=True)
         points = pd.DataFrame(
             {
                 "name": rows["name"],
@@ -129,6 +147,7 @@ class Evaluate:
         model, score, timed = self.models[name], self.scores[name], self.latencies[name]
         system, _, variant = name.partition("-")
         zeros = sparsity.report(sparse.to_dense(model))
+        as_sparse = self.latencies.get(name + SPARSE)
         return {
             "name": name,
             "system": system,
@@ -147,7 +166,29 @@ class Evaluate:
             "flops": flops(model.config, self.params.latency_seq_len),
             "sparsity": zeros.sparsity,
             "model_sparsity": zeros.model_sparsity,
+            "sparse_latency_p50_ms": as_sparse.latency_p50_ms if as_sparse else None,
+            "sparse_model_bytes": self.sparse_bytes.get(name),
         }
+
+
+def sparse_models(models: Mapping[str, TaskModel]) -> dict[str, TaskModel]:
+    """The pruned models on the CPU that are smaller and faster by their nonzero weights, in that form."""
+    found = {}
+    for name, model in models.items():
+        if model.config.sparse or model.device.type != "cpu" or not sparsity.report(model).sparsity:
+            continue
+        try:
+            found[name] = sparse.to_sparse(model)
+        except ValueError as error:
+            logger.warning("%s is timed dense only: %s", name, error)
+    return found
+
+
+def saved_bytes(model: TaskModel) -> int:
+    """Bytes of the weight files that `save_pretrained` writes."""
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return model_bytes(Path(folder))
 
 
 def model_bytes(folder: Path) -> int:

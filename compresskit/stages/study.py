@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,38 +16,43 @@ from compresskit import tracking
 from compresskit.data.glue import TASKS
 from compresskit.evaluation import figures, glue
 from compresskit.evaluation.scores import RESAMPLES, percentiles
+from compresskit.stages.evaluate import SPARSE
 from compresskit.stages.inputs import board
-from compresskit.stages.published import PUBLISHED, Published
+from compresskit.stages.published import PUBLISHED, Comparison
 from compresskit.stages.report import write
 
 NEEDED = ("task", "seed", "data_dir", "student", "max_seq_len")  # variables of a pipeline that can be studied
 SETTINGS = (  # those that a page shows, of the ones a pipeline has
-    "max_seq_len", "epochs", "max_steps", "epochs_at_once", "max_steps_at_once", "learning_rate", "copies", "threads",
+    "max_seq_len", "batch_size", "epochs", "max_steps", "epochs_at_once", "max_steps_at_once", "learning_rate",
+    "copies", "threads",
 )  # fmt: skip
-SIZES = ("layers", "hidden", "params_m", "disk_mb", "gflops", "sparsity_pct")
+SIZES = ("layers", "hidden", "params_m", "disk_mb", "gflops", "sparsity_pct", "sparse_disk_mb")
 
 
-def study(pipeline: str, against: str, out: Path, command: str, note: str = "") -> None:
+def study(pipeline: str, against: str, out: Path, command: str, note: str = "", also: Sequence[str] = ()) -> None:
     """Write `out` (Markdown), and beside it <name>.json and <name>.png, from the finished runs of a pipeline.
 
     against: the model that gains refer to. command: how the runs were made, for the reader to repeat. note: what else
-    the reader has to know of them. Raises ValueError where there are no runs, or none of that model.
+    the reader has to know of them. also: pipelines that make some of the same models, for more seeds or tasks. Raises
+    ValueError where there are no runs, or none of that model.
     """
-    data = collect(pipeline, against, command, note)
+    data = collect(pipeline, against, command, note, also)
     out.parent.mkdir(parents=True, exist_ok=True)
     figures.scores_plot(score_rows(data)).savefig(out.with_suffix(".png"))
     write(out.with_suffix(".json"), json.dumps(data, separators=(",", ":")) + "\n")
     write(out, page(data, out.stem))
 
 
-def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[str, Any]:
+def collect(pipeline: str, against: str, command: str, note: str = "", also: Sequence[str] = ()) -> dict[str, Any]:
     """The newest run of each task and seed: answers per dev row, sizes, latencies, and what training took."""
     tasks: dict[str, dict[str, Any]] = {}
     conditions: dict[str, Any] = {}
     commits: set[str] = set()
-    for run_id, params in tracking.pipeline_runs(pipeline).items():
+    for run_id, params in (run for name in (pipeline, *also) for run in tracking.pipeline_runs(name).items()):
         if missing := [name for name in NEEDED if name not in params]:
-            raise ValueError(f"a study needs the variables {', '.join(NEEDED)}; {pipeline} has no {', '.join(missing)}")
+            raise ValueError(
+                f"a study needs the variables {', '.join(NEEDED)}; run {run_id} has no {', '.join(missing)}"
+            )
         task, seed = params["task"], params["seed"]
         settings = {name: params[name] for name in SETTINGS if name in params}
         if seed in tasks.get(task, {}).get("seconds", {}):
@@ -61,7 +67,7 @@ def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[s
             tasks[task] = {
                 "settings": settings,
                 "data_digest": rows["data_digest"].iloc[0],
-                "models": {row["model"]: {name: row[name] for name in SIZES} for row in _plain(rows)},
+                "models": {row["model"]: {n: row[n] for n in SIZES if n in row} for row in _plain(rows)},
                 "samples_ms": {found["name"]: found["samples_ms"] for found in timed},
                 "logits": {name: {} for name in rows["model"]},
                 "seconds": {},
@@ -69,7 +75,11 @@ def collect(pipeline: str, against: str, command: str, note: str = "") -> dict[s
         found = tasks[task]
         if settings != found["settings"]:
             raise ValueError(f"{task}: run {run_id} has the settings {settings}, a later one {found['settings']}")
-        for name in found["models"]:
+        if unknown := set(rows["model"]) - set(found["models"]):
+            raise ValueError(
+                f"{task}: run {run_id} has models that a run before it lacks: {', '.join(sorted(unknown))}"
+            )
+        for name in rows["model"]:
             record = tracking.read_json(evaluated_by, f"predictions/{name}.json")
             if found.setdefault("labels", record["labels"]) != record["labels"]:
                 raise ValueError(f"{task}: run {run_id} was scored on other dev rows than a later one; run it again")
@@ -100,8 +110,8 @@ def _plain(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def variants(data: dict[str, Any]) -> list[str]:
-    """The models' names: the first task's, in the order of its best scores, lowest first."""
-    task, found = next(iter(data["tasks"].items()))
+    """The models' names: those of the task that has most, in the order of their scores, lowest first."""
+    task, found = max(data["tasks"].items(), key=lambda item: len(item[1]["logits"]))
     return sorted(found["logits"], key=lambda name: float(np.mean(scores(task, found, name))))
 
 
@@ -136,7 +146,7 @@ def score_rows(data: dict[str, Any]) -> pd.DataFrame:
     """One row for each task and model: task, metric, name, score_pct (mean over seeds), low_pct, high_pct, seeds."""
     rows = []
     for task, found in data["tasks"].items():
-        for name in variants(data):
+        for name in (name for name in variants(data) if name in found["logits"]):
             low, high = interval(task, found, name)
             each = scores(task, found, name)
             rows.append(
@@ -159,7 +169,8 @@ def scores_table(data: dict[str, Any]) -> str:
     rows = {(row["name"], row["task"]): row for row in score_rows(data).to_dict("records")}
 
     def cell(name: str, task: str) -> str:
-        row = rows[name, task]
+        if not (row := rows.get((name, task))):
+            return ""
         text = f"{row['score_pct']:.1f} ({row['low_pct']:.1f} – {row['high_pct']:.1f})"
         different = len({round(value, 6) for value in row["seeds"]}) > 1
         return text + (f", seeds {min(row['seeds']):.1f} – {max(row['seeds']):.1f}" if different else "")
@@ -175,6 +186,8 @@ def gains_table(data: dict[str, Any]) -> str:
 
     def cell(name: str, task: str) -> str:
         found = tasks[task]
+        if name not in found["logits"]:
+            return ""
         low, high = interval(task, found, name, against)
         gain = np.mean(scores(task, found, name)) - np.mean(scores(task, found, against))
         sure = "**" if low > 0 or high < 0 else ""
@@ -186,25 +199,33 @@ def gains_table(data: dict[str, Any]) -> str:
 
 def sizes_table(data: dict[str, Any]) -> str:
     """Sizes and, for each task's length, median latency and speed-up over the slowest model."""
-    tasks = data["tasks"]
+    tasks, names = data["tasks"], variants(data)
+    models = {name: next(t["models"][name] for t in tasks.values() if name in t["models"]) for name in names}
+    pruned = any(model.get("sparsity_pct") for model in models.values())  # older data do not say
 
     @cache
     def median(task: str, name: str) -> float:
         return float(np.median(tasks[task]["samples_ms"][name]))
 
-    models = {name: next(found["models"][name] for found in tasks.values()) for name in variants(data)}
-    pruned = any(model.get("sparsity_pct") for model in models.values())  # older data do not say
-    lines = []
+    def cell(task: str, name: str) -> str:
+        if name not in tasks[task]["samples_ms"]:
+            return ""
+        slowest = max(median(task, other) for other in tasks[task]["samples_ms"])
+        return f"{median(task, name):.1f} ({slowest / median(task, name):.2f}x)"
+
+    header, lines = ["model", "layers", "width", "parameters, M"], []
+    header += ["zeros, %", "MB", "MB sparse"] if pruned else []
+    for task, found in tasks.items():
+        header += [f"{task}, {found['settings']['max_seq_len']} tokens, ms", *(["sparse, ms"] if pruned else [])]
     for name, model in models.items():
         line = [name, model["layers"], model["hidden"], f"{model['params_m']:.1f}"]
-        line += [f"{model['sparsity_pct']:.1f}"] if pruned else []
+        if pruned:
+            smaller = model.get("sparse_disk_mb")
+            line += [f"{model['sparsity_pct']:.1f}", f"{model['disk_mb']:.1f}", f"{smaller:.1f}" if smaller else ""]
         for task in tasks:
-            slowest = max(median(task, other) for other in tasks[task]["samples_ms"])
-            line.append(f"{median(task, name):.1f} ({slowest / median(task, name):.2f}x)")
+            line += [cell(task, name), *([cell(task, name + SPARSE)] if pruned else [])]
         lines.append(line)
-    length = {task: found["settings"]["max_seq_len"] for task, found in tasks.items()}
-    header = ["model", "layers", "width", "parameters, M", *(["zeros, %"] if pruned else [])]
-    return _table([*header, *(f"{t}, {n} tokens, ms" for t, n in length.items())], lines)
+    return _table(header, lines)
 
 
 def training_table(data: dict[str, Any]) -> str:
@@ -225,14 +246,23 @@ def total_minutes(data: dict[str, Any]) -> float:
     return sum({run: seconds for runs in found for run, seconds in runs.items()}.values()) / 60
 
 
-def published_table(found: tuple[Published, ...], tasks: list[str]) -> str:
-    """What others have published for these tasks."""
+def published_table(data: dict[str, Any], comparison: Comparison) -> str:
+    """What others have published for these tasks, and our models beside it in the same measure."""
+    tasks = data["tasks"]
+    named = [f"{task}, {comparison.metrics[task]}" if task in comparison.metrics else task for task in tasks]
     lines = [
         [line.who, line.measured_on, *(f"{line.points[t]:g}" if t in line.points else "" for t in tasks),
          "" if line.verified else "unverified"]
-        for line in found
+        for line in comparison.published
     ]  # fmt: skip
-    return _table(["published", "measured on", *tasks, ""], lines)
+
+    def mean(task: str, name: str) -> float:
+        found, measure = tasks[task], comparison.metrics.get(task)
+        each = [glue.score(task, logits, found["labels"]) for logits in found["logits"][name].values()]
+        return 100 * float(np.mean([score.metrics[f"eval/{measure}"] if measure else score.value for score in each]))
+
+    lines += [[f"ours: {name}", "dev", *(f"{mean(task, name):.2f}" for task in tasks), ""] for name in comparison.ours]
+    return _table(["published", "measured on", *named, ""], lines)
 
 
 def page(data: dict[str, Any], stem: str) -> str:
@@ -295,10 +325,10 @@ def published(data: dict[str, Any]) -> str:
     """The section on other people's figures, where there are any for the pipeline."""
     if data["pipeline"] not in PUBLISHED:
         return ""
-    found, comparable = PUBLISHED[data["pipeline"]]
+    comparison = PUBLISHED[data["pipeline"]]
     return f"""## Published figures
 
-{published_table(found, list(data["tasks"]))}
+{published_table(data, comparison)}
 
-{comparable}
+{comparison.text}
 """

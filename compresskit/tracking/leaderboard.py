@@ -34,7 +34,12 @@ UNITS = {  # name in `measured` -> key on the leaderboard, factor; MB are 10^6 b
     "score_high": ("score_high_pct", 100),
     "rows": ("rows", 1),
 }
-OPTIONAL_UNITS = {"majority": ("majority_pct", 100), "model_sparsity": ("model_sparsity_pct", 100)}
+OPTIONAL_UNITS = {
+    "majority": ("majority_pct", 100),
+    "model_sparsity": ("model_sparsity_pct", 100),
+    "sparse_latency_p50_ms": ("sparse_latency_p50_ms", 1),  # of a pruned model, by its nonzero weights
+    "sparse_model_bytes": ("sparse_disk_mb", 1e-6),
+}
 TAGS = ["system", "variant", "seed", "pipeline_run_id", "model_run_id", "model_uri", "model.digest", "evaluated_from"]
 TAGS += ["evaluated_by", "data.digest", "git.commit", "dirty", "hardware"]
 

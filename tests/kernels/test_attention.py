@@ -116,3 +116,68 @@ def test_short_rows_take_explicit_maps_on_the_cpu(precision):
     assert not attention.fused_is_faster(128, cpu, gradients=True, dropout=0.1)
     assert attention.fused_is_faster(384, cpu, gradients=True, dropout=0.1) == onednn
     assert attention.fused_is_faster(16, gpu, gradients=True, dropout=0.1)
+
+
+# ---- states with a row for each feature
+
+
+@pytest.fixture(params=sorted(attention.FEATURE_MAJOR))
+def version(request, monkeypatch):
+    monkeypatch.setenv("COMPRESSKIT_KERNELS", request.param)
+    return request.param
+
+
+def turned(heads: int, rows: int, seq_len: int, batch: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Queries, keys and values (heads·rows, batch·seq_len), of large scores."""
+    generator = torch.Generator().manual_seed(rows)
+    return [torch.randn(heads * rows, batch * seq_len, generator=generator, dtype=dtype) * 2 for _ in range(3)]
+
+
+def in_float64(states: list[Tensor], heads: int, mask: Tensor | None, batch: int) -> Tensor:
+    query, key, value = (x.double().unflatten(0, (heads, -1)).unflatten(-1, (batch, -1)) for x in states)
+    query, key, value = (x.permute(2, 0, 3, 1) for x in (query, key, value))
+    context = explicit(query, key, value, None if mask is None else mask.double())
+    return context.permute(1, 3, 0, 2).reshape(states[0].shape)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("heads", "rows", "seq_len", "batch"),
+    [(1, 1, 1, 1), (2, 64, 128, 1), (3, 5, 37, 3), (4, 8, 32, 2), (1, 13, 65, 1), (2, 16, 7, 4)],
+)
+def test_feature_major_states_attend_as_row_major_ones_do(version, heads, rows, seq_len, batch, masked):
+    states, mask = turned(heads, rows, seq_len, batch), torch.zeros(batch, 1, 1, seq_len)
+    mask[0, ..., seq_len // 2 + 1 :] = torch.finfo(torch.float32).min
+    mask[1:2] = torch.finfo(torch.float32).min  # no token at all: every one counts as much
+    mask = mask if masked else None
+    found = attention.feature_major(*states, heads, mask, batch, torch.full((heads, seq_len, seq_len), torch.nan))
+    torch.testing.assert_close(found.double(), in_float64(states, heads, mask, batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_feature_major_attention_keeps_other_dtypes(version, dtype):
+    states = turned(2, 8, 9, 2, dtype)
+    found = attention.feature_major(*states, 2, None, 2, torch.empty(2, 9, 9, dtype=dtype))
+    assert found.dtype == dtype
+    tolerance = 1e-12 if dtype == torch.float64 else 0.1
+    torch.testing.assert_close(found.double(), in_float64(states, 2, None, 2), rtol=0, atol=tolerance)
+
+
+def test_heads_are_shared_out_to_threads_with_the_same_numbers(version):
+    states, room = turned(5, 64, 128, 1), torch.empty(5, 128, 128)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 8):
+            torch.set_num_threads(number)
+            found.append(attention.feature_major(*states, 5, None, 1, room))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0 if version == "numba" else 1e-5)
+
+
+def test_what_is_not_a_number_stays_with_its_query(version):
+    states = turned(1, 8, 40, 1)
+    states[0][3, 17] = torch.nan
+    found = attention.feature_major(*states, 1, None, 1, torch.empty(1, 40, 40))
+    assert found.isnan().any(0).nonzero().flatten().tolist() == [17]

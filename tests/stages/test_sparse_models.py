@@ -14,7 +14,7 @@ from compresskit.data import bundled
 from compresskit.data.vocabulary import load_tokenizer, train_wordpiece
 from compresskit.models import CompactBertConfig, CompactBertForSequenceClassification, checkpoints, sparse
 from compresskit.pruning.masks import magnitude_mask, prunable
-from compresskit.stages import latency, prune, sparsity_report
+from compresskit.stages import evaluate, latency, prune, sparsity_report
 from compresskit.tracking.store import client, experiment_id
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -90,6 +90,35 @@ def test_a_model_is_timed_in_several_engines_and_each_is_a_run_of_its_own(pruned
     found = client().search_runs([experiment_id(f"latency/{platform.node() or 'localhost'}")])
     assert {run.data.params["engine"] for run in found} == set(engines)
     assert {run.data.params["model"] for run in found} == {"sparsebert-pruned"}
+
+
+def test_the_leaderboard_tells_how_fast_and_small_a_pruned_model_is_by_its_nonzero_weights(pruned, monkeypatch):
+    monkeypatch.setattr(sparse, "speedup", lambda weight, stored: 2.0)
+    dense = checkpoints.load(CompactBertForSequenceClassification, pruned)
+    with torch.no_grad():
+        for name in prunable(dict(dense.named_parameters())):
+            dense.get_parameter(name).fill_(0.5)
+    checkpoints.save(dense, pruned.parent / "dense", load_tokenizer(pruned))
+    params = evaluate.EvaluateParams(
+        models={"baseline-dense": str(pruned.parent / "dense"), "sparsebert-pruned": str(pruned)},
+        max_rows=20, latency_seq_len=8, latency_rounds=10,
+    )  # fmt: skip
+    stage = evaluate.open(params)
+    stage.score()
+    timed = stage.time().set_index("name")["latency_p50_ms"]
+    assert set(timed.index) == {"baseline-dense", "sparsebert-pruned", "sparsebert-pruned, sparse"}
+    labels = {text.get_text() for text in stage.pareto().axes[0].texts}
+    assert labels == set(timed.index)
+    stage.finish()
+    found = client().search_runs([experiment_id("leaderboard/sst2-bundled")])
+    rows = {run.data.tags["variant"]: run.data.metrics for run in found}
+    assert "sparse_latency_p50_ms" not in rows["dense"]
+    assert rows["pruned"]["sparse_latency_p50_ms"] == pytest.approx(timed["sparsebert-pruned, sparse"], abs=1e-3)
+    assert rows["pruned"]["disk_mb"] == rows["dense"]["disk_mb"]
+    made = sparse.to_sparse(checkpoints.load(CompactBertForSequenceClassification, pruned))
+    checkpoints.save(made, pruned.parent / "sparse")
+    size = (pruned.parent / "sparse/model.safetensors").stat().st_size
+    assert rows["pruned"]["sparse_disk_mb"] == pytest.approx(size / 1e6, abs=1e-3)
 
 
 def test_no_engine_is_refused(store):

@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 from compresskit import tracking
 from compresskit.evaluation import glue
 from compresskit.stages import study
+from compresskit.stages.published import PUBLISHED, Comparison, Published
 
 ROWS = 200
 TIMED = {"batch_size": 1, "threads": 1, "machine": {"cpu": "a CPU", "torch": "2", "float32_matmul_precision": "high"}}
@@ -32,15 +34,21 @@ def pipeline_run(
     params: dict | None = None,
     finished: bool = True,
     sparsity: float = 0,
+    pipeline: str = "ablation",
+    sparse_ms: float = 0,
 ) -> str:
     """A pipeline's run with an evaluation of these models, as the stages record them."""
     params = params or {
         "task": task, "seed": seed, "data_dir": "", "student": "nowhere", "max_seq_len": 32, "epochs": 3,
         "max_steps": 5, "epochs_at_once": 6, "max_steps_at_once": 10, "learning_rate": 5e-5, "copies": 1, "threads": 1,
     }  # fmt: skip
-    parent = tracking.start("pipeline", f"tinybert/{task}", "ablation", params, tags={"pipeline": "ablation"})
+    parent = tracking.start("pipeline", f"tinybert/{task}", "ablation", params, tags={"pipeline": pipeline})
     run = tracking.start("evaluate", f"tinybert/{task}", "evaluate", {}, parent_run_id=parent.run_id)
-    run.json("latency.json", [{"name": name, "samples_ms": [2.0, 1.0, 3.0], **TIMED} for name in models])
+    times = {name: [2.0, 1.0, 3.0] for name in models}
+    if sparse_ms:
+        times |= {f"{name}, sparse": [sparse_ms] for name in models}
+    measured = {**SIZES, "sparsity": sparsity, "sparse_model_bytes": 5e6 if sparse_ms else None}
+    run.json("latency.json", [{"name": name, "samples_ms": ms, **TIMED} for name, ms in times.items()])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPRESSKIT_PARENT_RUN", parent.run_id)
         for number, (name, share) in enumerate(models.items()):
@@ -50,7 +58,7 @@ def pipeline_run(
             source = tracking.start("finetune", task, name, {}, parent_run_id=parent.run_id)
             source.finish()
             tracking.leaderboard(
-                task, system=system, variant=variant, seed=seed, measured={**SIZES, "sparsity": sparsity},
+                task, system=system, variant=variant, seed=seed, measured=measured,
                 params={"layers": 2, "hidden": 8},
                 source=f"runs:/{source.run_id}/model", folder=tracking.project_root() / "params",
                 evaluated_by=run.run_id, data_digest="d",
@@ -105,8 +113,49 @@ def test_a_study_shows_the_settings_that_its_pipeline_has_and_the_zeros_of_prune
         "\nEach step of a training stops after `epochs` or `max_steps`, whichever comes first (0: no limit). All "
         in page
     )
-    assert "| parameters, M | zeros, % |" in page
-    assert "| tinybert-both | 2 | 8 | 2.0 | 80.0 |" in page
+    assert "| parameters, M | zeros, % | MB | MB sparse | sst2, 32 tokens, ms | sparse, ms |" in page
+    assert "| tinybert-both | 2 | 8 | 2.0 | 80.0 | 8.0 |  | 2.0 (1.00x) |  |" in page
+
+
+def test_another_pipeline_adds_seeds_and_tasks_for_some_of_the_models(store):
+    settings = {"data_dir": "", "student": "nowhere", "max_seq_len": 32, "epochs": 3}
+    some = {name: MODELS[name] for name in ("baseline-teacher", "tinybert-both")}
+    pipeline_run("mrpc", 1, MODELS, {"task": "mrpc", "seed": 1, **settings}, sparse_ms=0.5, sparsity=0.9)
+    for task, seed in (("mrpc", 2), ("qnli", 1)):
+        pipeline_run(task, seed, some, {"task": task, "seed": seed, **settings}, pipeline="fewer")
+    assert list(study.collect("ablation", "baseline-teacher", "")["tasks"]) == ["mrpc"]
+    data = study.collect("ablation", "baseline-teacher", "", also=["fewer"])
+    assert {name: list(of_seed) for name, of_seed in data["tasks"]["mrpc"]["logits"].items()} == {
+        "baseline-teacher": ["1", "2"], "baseline-labels-only": ["1"], "tinybert-both": ["1", "2"]
+    }  # fmt: skip
+    assert study.variants(data) == ["baseline-labels-only", "tinybert-both", "baseline-teacher"]
+    tables = (study.scores_table, study.gains_table, study.sizes_table)
+    rows = [next(line for line in table(data).splitlines() if "| baseline-labels-only |" in line) for table in tables]
+    assert all(row.endswith("|  |") for row in rows[:2])  # it was not made for the second task
+    assert rows[2].endswith("| 90.0 | 8.0 | 5.0 | 2.0 (1.00x) | 0.5 (4.00x) |  |  |")
+
+
+def test_a_model_that_only_a_later_run_has_is_named(store):
+    settings = {"data_dir": "", "student": "nowhere", "max_seq_len": 32, "epochs": 3}
+    pipeline_run("mrpc", 1, MODELS, {"task": "mrpc", "seed": 1, **settings})
+    pipeline_run("mrpc", 2, {"baseline-teacher": 0.9, "tinybert-new": 0.7}, {"task": "mrpc", "seed": 2, **settings},
+                 pipeline="more")  # fmt: skip
+    with pytest.raises(ValueError, match=r"mrpc: run .* has models that a run before it lacks: tinybert-new"):
+        study.collect("ablation", "baseline-teacher", "", also=["more"])
+
+
+def test_published_figures_stand_beside_ours_in_the_same_measure(store, monkeypatch):
+    pipeline_run("mrpc", 1, MODELS)
+    data = study.collect("ablation", "baseline-teacher", "")
+    line = Published("theirs", "dev", {"mrpc": 90.5}, verified=True)
+    comparison = Comparison((line,), "Compare with care.", {"mrpc": "f1"}, ("tinybert-both",))
+    monkeypatch.setitem(PUBLISHED, "ablation", comparison)
+    found = data["tasks"]["mrpc"]
+    predicted = np.argmax(found["logits"]["tinybert-both"]["1"], axis=1)
+    f1 = 100 * f1_score(found["labels"], predicted)
+    page = study.page(data, "page")
+    assert "| published | measured on | mrpc, f1 |  |\n" in page
+    assert f"| theirs | dev | 90.5 |  |\n| ours: tinybert-both | dev | {f1:.2f} |  |\n\nCompare with care.\n" in page
 
 
 def test_the_interval_of_a_difference_is_of_the_same_rows(store):
@@ -125,7 +174,7 @@ def test_what_is_missing_is_named(store):
     with pytest.raises(ValueError, match="no finished run of the pipeline 'ablation'; run params/pipelines/ablation"):
         study.collect("ablation", "baseline-labels-only", "")
     tracking.start("pipeline", "x", "other", {"task": "sst2"}, tags={"pipeline": "other"}).finish()
-    with pytest.raises(ValueError, match="max_seq_len; other has no seed, data_dir, student, max_seq_len"):
+    with pytest.raises(ValueError, match=r"max_seq_len; run .* has no seed, data_dir, student, max_seq_len"):
         study.collect("other", "x", "")
     pipeline_run("sst2", 1, MODELS)
     with pytest.raises(ValueError, match=r"sst2 has no model 'x'; there are .*tinybert-both"):
