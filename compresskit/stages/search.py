@@ -316,7 +316,7 @@ class Search:
             "score": best.score,
             "latency_ms": self.measured_ms[name_of(best.config)],
             "predicted_ms": predicted,
-            "max_latency_ms": self.constraints[-1].high,
+            "limits_ms": list(self.limits),
             "num_hidden_layers": best.config.num_hidden_layers,
             "hidden_size": best.config.hidden_size,
             "layer_mapping": nearest_layers(best.config.num_hidden_layers, depth),

@@ -84,7 +84,7 @@ def test_every_candidate_keeps_all_limits_and_no_two_are_the_same(made):
         own = CompactBertModel(made.config.changed(**{name: int(row[name]) for name in elastic_sizes()}))
         assert row["parameters"] == own.num_parameters()
         assert row["latency_ms"] == pytest.approx(cost_ms(own.config))
-    assert result["max_latency_ms"] == limit
+    assert result["limits_ms"] == [0.85 * limit, limit]
 
 
 def elastic_sizes() -> list[str]:
