@@ -26,8 +26,8 @@ from compresskit.kernels.float32 import choose_float32_matmul
 from compresskit.models import CompactBertConfig, CompactBertModel, presets
 from compresskit.search.costs import Parameters
 from compresskit.search.predictor import Fit, FlopsLine, HeldOut, Mlp, Physical, held_out
-from compresskit.search.select import candidates, draw, latency_limit
-from compresskit.search.spaces import RELEASED_GRIDS, SPACES, columns_of
+from compresskit.search.select import candidates, draw, latency_limit, shape_of
+from compresskit.search.spaces import DIMENSIONS, RELEASED_GRIDS, SPACES, columns_of
 
 FITTED, UNSEEN, REPEATED, LIMITS, GROUP = 60, 60, 15, 10, 8
 ROUNDS = MIN_ROUNDS
@@ -120,7 +120,7 @@ def main() -> None:
             "held_out": {way: asdict(error) for way, error in errors.items()},
             "coefficients": physical.coefficients,
             "limits_ms": limits,
-            "chosen": [config.key()[1:6] for config in finalists],
+            "chosen": [dict(zip(DIMENSIONS, shape_of(config), strict=True)) for config in finalists],
             "measured_over_limit": shares.tolist(),
         },
     )

@@ -220,14 +220,8 @@ def test_another_machine_thread_count_batch_or_length_is_refused_with_every_diff
 def test_a_folder_that_holds_no_predictor_is_refused_by_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"predictor\.json: .* make one with the stage latency_predictor"):
         LatencyPredictor.load(tmp_path)
-    for text in (
-        "{",
-        "{}",
-        "[]",
-        json.dumps({"kind": "forest", "fitted": {}}),
-        json.dumps({"kind": "mlp"}),
-        UNKNOWN_FEATURE,
-    ):
+    records = ({}, [], {"kind": "forest", "fitted": {}}, {"kind": "mlp"}, UNKNOWN_FEATURE)
+    for text in ("{", *map(json.dumps, records)):
         (tmp_path / PREDICTOR_FILE).write_text(text)
         with pytest.raises(ValueError, match=r"predictor\.json: is no latency predictor"):
             LatencyPredictor.load(tmp_path)
