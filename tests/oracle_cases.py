@@ -50,10 +50,14 @@ CLAIMED = {
         "teacher_bert",
         "extract_mlm",
         "extract_kd",
-        "generate_data",
         "latency_predictor",
         "searcher",
         "arch_perfs",
+        "generate_data",
+        "bertadam",
+        "adaptive_warmup",
+        "mask_counts",
+        "arch_sampling",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
 }
@@ -83,6 +87,9 @@ GIVEN_FIELDS_OF_KIND = {
     "latency_predictor": re.compile(r"split_sizes"),  # of the original's training; ours holds out by folds
     "searcher": re.compile(r"args|space|model|base_latency|latency_constraint"),
     "arch_perfs": re.compile(r"file"),
+    "bertadam": re.compile(r"steps"),
+    "adaptive_warmup": re.compile(r"total_steps|warmup_steps|warmup_proportion"),
+    "mask_counts": re.compile(r"len|prob|max_predictions"),
 }
 
 # The forms of a written tolerance: "exact", "abs 1e-5", "1e-6", "abs 1e-5 float32; masked scores near -1e4: rel 1e-6".

@@ -171,6 +171,44 @@ def test_the_variants_of_sparseberts_ablation_have_one_start_and_as_many_updates
     assert alone["models"].models == {name: models[name] for name in ("baseline-teacher", "sparsebert-95")}
 
 
+@pytest.mark.parametrize("flavour", ["kd", "mlm"])
+def test_autotinybert_searches_the_released_grid_with_the_published_numbers(project, flavour):
+    found = steps(f"autotinybert-{flavour}.yaml", speedup=4.6)
+    assert list(found) == ["text", "supernet", "timed", "found", "further", "mnli", "squad", "on_mnli", "on_squad"]
+    supernet, search, further = found["supernet"], found["found"], found["further"]
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    assert tuple(getattr(supernet, name) for name in names) == (8, 768, 12, 3072)
+    assert (supernet.supernet, supernet.learning_rate, supernet.warmup_steps) == (flavour, 1e-4, 10000)
+    assert supernet.teacher == ("google/electra-base-discriminator" if flavour == "kd" else "")
+    assert (search.space, search.generation_size, search.parents, search.score_on) == (
+        "released",
+        25,
+        25,
+        ["mnli", "squad1"],
+    )
+    assert (search.speedup, search.speedup_over, search.flavour) == (4.6, "bert-base", flavour)
+    assert (search.generations[0], set(search.generations[1:])) == ("fast", {"evolved"})
+    assert (search.predictor, found["timed"].flavour) == ("timed's predictor", flavour)
+    assert (further.model, further.supernet, further.teacher) == ("found's model", "", supernet.teacher)
+    assert found["mnli"].model == found["squad"].model == "further's model"
+
+
+def test_the_networks_that_are_compared_are_trained_alike(project):
+    found = steps("autotinybert-compare.yaml", task="mrpc", slow="runs:/a", fast="runs:/b", seed=7)
+    more = {name: step.model_dump() for name, step in found.items() if name.endswith("_more")}
+    tuned = {name: found[name].model_dump() for name in found if name.removesuffix("_tuned") + "_more" in more}
+    assert len(more) == len(tuned) == 6
+    for steps_alike in (more, tuned):
+        first = steps_alike["slow_more" if steps_alike is more else "slow_tuned"]
+        assert all({k for k in step if step[k] != first[k]} <= {"model"} for step in steps_alike.values())
+    starts = {name: step["model"] for name, step in more.items()}
+    assert (starts["slow_more"], starts["fast_uniform_more"]) == ("runs:/a/model", "runs:/b/uniform")
+    assert len(set(starts.values())) == 6
+    assert (tuned["fast_median"]["model"], tuned["fast_median"]["seed"]) == ("fast_median_more's model", 7)
+    plan = read_plan("params/pipelines/autotinybert-compare.yaml", given("autotinybert-compare.yaml", task="mrpc"))
+    assert set(study.NEEDED) <= set(plan.vars)
+
+
 # ---- at two steps
 
 
@@ -275,3 +313,43 @@ def test_the_pipelines_on_sst2_run_at_a_step_of_each_stage(project, made, name):
     out = run(project, name, encoder=made / "encoder", data_dir="bundled", epochs=0.001, student_epochs=0.001)
     assert "[7/7] latency" in out
     assert len(tracking.leaderboard_table("sst2-bundled")) == 4
+
+
+@pytest.mark.long
+def test_autotinyberts_pipelines_run_at_two_steps_and_can_be_studied(project, made):
+    shutil.copytree(bundled.write(project / ".cache/bundled") / "squad", made / "squad")
+    (made / "MRPC").mkdir()
+    text = (bundled.write(project / ".cache/bundled") / "corpus.txt").read_text().splitlines()
+    rows = ["\t".join([str(i % 2), "1", "2", text[i], text[i + 1]]) for i in range(320)]
+    for file in ("train.tsv", "dev.tsv"):
+        (made / "MRPC" / file).write_text("\n".join(["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", *rows]) + "\n")
+    shutil.copytree(bundled.write(project / ".cache/bundled") / "SST-2", made / "SST-2")
+    sizes = {"num_hidden_layers": 3, "hidden_size": 24, "num_attention_heads": 12, "intermediate_size": 48}
+    short = {**sizes, "generation_size": 2, "architectures": 10, "max_rows": 300, "pretrain_seq_len": 32}
+    paper = {
+        "text": "bundled",
+        "data_dir": made,
+        "space": "supernet",
+        "generations": "[random, evolved]",
+        "max_steps": 2,
+        "speedup_over": "supernet",
+        "clock": "cpu",
+    }
+    for flavour, encoder in (("kd", "teacher"), ("mlm", "vocabulary")):
+        out = run(project, f"autotinybert-{flavour}.yaml", **short, **paper, **{encoder: made / "encoder"}, speedup=1.2)
+        assert "[9/9] on_squad" in out
+
+    quick = {"text": "bundled", "encoder": made / "encoder", "data_dir": made, "clock": "cpu", "candidate_steps": 2}
+    run(project, "autotinybert-quick.yaml", **short, **quick, pretrain_steps=2, max_steps=2, slow=1.2, fast=1.5)
+    stages = {}
+    for found in client().search_runs([e.experiment_id for e in client().search_experiments()]):
+        stages.setdefault(found.data.tags.get("stage"), []).append(found)
+    fast, slow = (found.info.run_id for found in stages["search"][:2])  # newest first
+    corpus = tracking.read_json(stages["corpus"][0].info.run_id, "result.json")["corpus"]
+    variables = {"task": "mrpc", "slow": f"runs:/{slow}", "fast": f"runs:/{fast}", "corpus": corpus, "max_steps": 2}
+    variables |= {"student": "models:/autotinybert-quick-supernet@latest", "encoder": made / "encoder"}
+    run(project, "autotinybert-compare.yaml", **variables, data_dir=made, max_rows=300, pretrain_steps=2)
+    study.study("autotinybert-compare", "baseline-slow-uniform", project / "page.md", "as in the test")
+    page = (project / "page.md").read_text()
+    for name in ("autotinybert-slow", "baseline-slow-median", "autotinybert-fast", "baseline-fast-uniform"):
+        assert f"\n| {name} | " in page

@@ -278,22 +278,108 @@ def speedup_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figur
 
 @_styled
 def search_scatter(candidates: pd.DataFrame, max_latency_ms: float | None = None) -> Figure:
-    """All candidates of a search, the chosen ones marked.
+    """All candidates of a search by latency and score, the chosen ones marked, and the front: what no other one beats.
 
     candidates: columns latency_ms, score, chosen (boolean).  max_latency_ms: the limit that they had to keep.
     """
     chosen = candidates["chosen"].to_numpy(bool)
     figure = Chart()
     ax = figure.subplots()
+    edge = candidates[front(candidates[["latency_ms", "score"]])].sort_values(["latency_ms", "score"])
+    ax.step(edge["latency_ms"], edge["score"], where="post", color="0.35", linewidth=1.2, zorder=1, label="front")
     for rows, color, size, name in ((~chosen, GREY, 18, "candidates"), (chosen, COLORS["sparsebert"], 60, "chosen")):
         picked = candidates[rows]
         ax.scatter(
             picked["latency_ms"], picked["score"], color=color, s=size, edgecolor="white", label=f"{len(picked)} {name}"
         )
     if max_latency_ms is not None:
-        ax.axvline(max_latency_ms, color="0.35", linestyle="--", linewidth=1, label=f"limit {max_latency_ms:g} ms")
+        ax.axvline(max_latency_ms, color="0.35", linestyle="--", linewidth=1, label=f"limit {max_latency_ms:.3g} ms")
     ax.set(xlabel="latency (ms)", ylabel="score")
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+@_styled
+def search_cloud(space: pd.DataFrame, candidates: pd.DataFrame, low_ms: float, high_ms: float) -> Figure:
+    """Where a search looked: points of its space, the candidates of each generation, the chosen one; the allowed band.
+
+    space: columns latency_ms, parameters.  candidates: these, generation and chosen (boolean).
+    """
+    figure = Chart()
+    ax = figure.subplots()
+    ax.axvspan(low_ms, high_ms, color=COLORS["autotinybert"], alpha=0.12, linewidth=0, label="allowed")
+    million = space["parameters"] / 1e6
+    ax.scatter(space["latency_ms"], million, color=GREY, s=5, alpha=0.35, linewidth=0)
+    ax.scatter([], [], color=GREY, s=18, label="the space")
+    generations = sorted(candidates["generation"].unique())
+    for generation, color in zip(generations, sns.color_palette("viridis", len(generations)), strict=True):
+        rows = candidates[candidates["generation"] == generation]
+        ax.scatter(
+            rows["latency_ms"], rows["parameters"] / 1e6, color=color, s=34, edgecolor="white", linewidth=0.6,
+            label=f"generation {generation}",
+        )  # fmt: skip
+    chosen = candidates[candidates["chosen"]]
+    ax.scatter(
+        chosen["latency_ms"], chosen["parameters"] / 1e6, marker="*", s=230, color=COLORS["sparsebert"],
+        edgecolor="white", label="chosen", zorder=3,
+    )  # fmt: skip
+    ax.set(xlabel="latency (ms)", ylabel="parameters (million)", xlim=(0, None), ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+@_styled
+def search_generations(candidates: pd.DataFrame) -> Figure:
+    """Scores of each generation, its median, and the best score so far.
+
+    candidates: columns generation, method, score, share (of the training that a candidate gets), chosen (boolean).
+    """
+    figure = Chart()
+    ax = figure.subplots()
+    whole = candidates["share"] == 1
+    for rows, name, face, edge, size in (
+        (candidates[whole & ~candidates["chosen"]], "candidates", GREY, "white", 26),
+        (candidates[~whole], "stopped early", "none", GREY, 22),
+        (candidates[candidates["chosen"]], "chosen", COLORS["sparsebert"], "white", 70),
+    ):
+        if len(rows):
+            place = (rows["generation"], rows["score"])
+            ax.scatter(*place, s=size, facecolor=face, edgecolor=edge, linewidth=0.8, zorder=2, label=name)
+    by_generation = candidates[whole].groupby("generation")["score"]
+    places = by_generation.max().index
+    ax.plot(places, by_generation.max().cummax(), color=COLORS["tinybert"], label="best so far", zorder=1)
+    ax.plot(places, by_generation.median(), "_", color="0.2", markersize=22, markeredgewidth=1.6, label="median")
+    methods = candidates.drop_duplicates("generation").set_index("generation")["method"]
+    ax.set_xticks(places, [f"{generation}\n{methods[generation]}" for generation in places])
+    ax.set(xlabel="generation", ylabel="score", xlim=(places.min() - 0.5, places.max() + 0.5))
+    ax.grid(axis="x", visible=False)
+    figure.legend(loc="outside upper center", ncols=5, frameon=False)
+    return figure
+
+
+@_styled
+def finalists_plot(rows: pd.DataFrame, low_ms: float, high_ms: float) -> Figure:
+    """Predicted and measured latency of each finalist on a line, the best on top; the allowed band behind.
+
+    rows: columns name, architecture, predicted_ms, measured_ms, chosen (boolean).
+    """
+    figure = Chart(height=max(2.4, 1.5 + 0.42 * len(rows)))
+    ax = figure.subplots()
+    ax.axvspan(low_ms, high_ms, color=COLORS["autotinybert"], alpha=0.12, linewidth=0, label="allowed")
+    height = np.arange(len(rows))[::-1]
+    ax.hlines(height, rows["predicted_ms"], rows["measured_ms"], color="0.6", linewidth=1.5, zorder=1)
+    colors = [COLORS["sparsebert"] if chosen else COLORS["tinybert"] for chosen in rows["chosen"]]
+    ax.scatter(rows["predicted_ms"], height, s=44, facecolor="white", edgecolor=colors, zorder=2)
+    ax.scatter(rows["measured_ms"], height, s=44, color=colors, zorder=3)
+    for label, face in (("predicted", "white"), ("measured", "0.3")):
+        ax.scatter([], [], s=44, facecolor=face, edgecolor="0.3", label=label)
+    ax.scatter([], [], s=44, color=COLORS["sparsebert"], label="chosen")
+    ax.set_yticks(height, [f"{row['name']}: {row['architecture']}" for _, row in rows.iterrows()])
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.margins(x=0.08)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("latency (ms)")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from compresskit.kernels import attention
 from compresskit.models import sparse
 from compresskit.models.config import CompactBertConfig
-from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows
+from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows, look_up
 
 # What the five original programs add to the score of a masked key. Transformers uses the smallest number of the dtype.
 # The two differ only in reported scores and in rows without any real token.
@@ -38,8 +38,8 @@ class EncoderOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     attention_scores: tuple[Tensor | None, ...] | None = None
-    query_states: tuple[Tensor, ...] | None = None
-    key_states: tuple[Tensor, ...] | None = None
+    query_states: tuple[Tensor | None, ...] | None = None
+    key_states: tuple[Tensor | None, ...] | None = None
 
 
 class Inside(NamedTuple):
@@ -66,11 +66,11 @@ class Embeddings(nn.Module):
         """input_ids, token_type_ids: (B, S).  Returns (B, S, width)."""
         seq_len = input_ids.shape[1]
         if token_type_ids is None:
-            types = self.token_type_embeddings.weight[0]
+            types = self.token_type_embeddings.weight[0, :width]
         else:
-            types = self.token_type_embeddings(token_type_ids)
-        hidden = self.word_embeddings(input_ids) + types + self.position_embeddings.weight[:seq_len]
-        return self.dropout(self.LayerNorm(hidden[..., :width]))
+            types = look_up(self.token_type_embeddings, token_type_ids, width)
+        words = look_up(self.word_embeddings, input_ids, width)
+        return self.dropout(self.LayerNorm(words + types + self.position_embeddings.weight[:seq_len, :width]))
 
 
 class SelfAttention(nn.Module):
@@ -157,8 +157,6 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Inside]:
         """hidden: (B, S, H) of the config `shape`.  Returns the states and the inside of the attention."""
         rows = head_rows(self.config, shape, self.index)
-        if isinstance(rows, Tensor):
-            rows = rows.to(hidden.device)
         heads = shape.per_layer("num_attention_heads")[self.index]
         context, inside = self.attention.self(hidden, mask, heads, rows, explicit)
         hidden = self.attention.output(context, hidden, rows)
@@ -235,7 +233,7 @@ class CompactBertModel(CompactBertPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         output_attention_scores: bool | Collection[int] = False,
-        output_query_key_states: bool = False,
+        output_query_key_states: bool | Collection[int] = False,
         faithful: bool = False,
     ) -> EncoderOutput:
         """input_ids, token_type_ids, attention_mask (1 = real token): (B, S); no mask: all real, no types: all 0.
@@ -243,8 +241,8 @@ class CompactBertModel(CompactBertPreTrainedModel):
         subnet: run only this smaller network inside the weights. output_attentions asks for probabilities,
         output_attention_scores for the scores before the softmax, masked keys lowered by 10⁴, of all layers or of those
         named, counted from 0 (the others' are None); both compute attention explicitly. output_query_key_states asks
-        for what the scores are products of. faithful: as AutoTinyBERT's released pre-training called it, with mask and
-        token types in each other's place and masked keys lowered by 10⁴ in the softmax too.
+        in the same way for what the scores are products of. faithful: as AutoTinyBERT's released pre-training called
+        it, with mask and token types in each other's place and masked keys lowered by 10⁴ in the softmax too.
         Raises ValueError for a subnet that does not fit and for sequences longer than the position table.
         """
         config = self.config
@@ -260,7 +258,9 @@ class CompactBertModel(CompactBertPreTrainedModel):
         want_attentions = config.output_attentions if output_attentions is None else output_attentions
         if faithful:
             attention_mask, token_type_ids = token_type_ids, attention_mask
-        kept = range(shape.num_hidden_layers) if output_attention_scores is True else output_attention_scores or ()
+        every = range(shape.num_hidden_layers)
+        kept = every if output_attention_scores is True else output_attention_scores or ()
+        kept_factors = every if output_query_key_states is True else output_query_key_states or ()
         asked = want_attentions or config._attn_implementation == "eager"
         gradients = torch.is_grad_enabled()
         explicit = asked or not attention.fused_is_faster(
@@ -280,11 +280,13 @@ class CompactBertModel(CompactBertPreTrainedModel):
             original_mask = masked * ORIGINAL_MASK
             mask = original_mask if faithful else masked * torch.finfo(hidden.dtype).min
 
-        all_hidden, all_attentions, all_scores, all_queries, all_keys = [hidden], [], [], [], []
+        # only what is asked for is held: without gradients the rest is free as soon as the next layer has run
+        all_hidden, all_attentions, all_scores, all_queries, all_keys = [hidden] if want_hidden else [], [], [], [], []
         plain = not (gradients or self.training or asked or kept or output_query_key_states)
         if config.sparse and plain and hidden.device.type == "cpu":
-            all_hidden += sparse.run(self.encoder, hidden, mask, shape.per_layer("num_attention_heads"))
-            hidden = all_hidden[-1].contiguous()
+            states = list(sparse.run(self.encoder, hidden, mask, shape.per_layer("num_attention_heads")))
+            all_hidden += states
+            hidden = states[-1].contiguous()
             return EncoderOutput(
                 last_hidden_state=hidden,
                 pooler_output=None if self.pooler is None else self.pooler(hidden),
@@ -292,14 +294,14 @@ class CompactBertModel(CompactBertPreTrainedModel):
             )
         for number, layer in enumerate(self.encoder.layer[: shape.num_hidden_layers]):
             hidden, inside = layer(hidden, mask, shape, explicit or number in kept)
-            all_hidden.append(hidden)
+            if want_hidden:
+                all_hidden.append(hidden)
             scores = inside.scores if number in kept else None  # (B, A, S, S) per layer: kept only where asked for
             all_scores.append(scores if scores is None or original_mask is None else scores + original_mask)
             if want_attentions:
                 all_attentions.append(inside.probabilities)
-            if output_query_key_states:
-                all_queries.append(inside.queries)
-                all_keys.append(inside.keys)
+            all_queries.append(inside.queries if number in kept_factors else None)
+            all_keys.append(inside.keys if number in kept_factors else None)
             del inside, scores
         return EncoderOutput(
             last_hidden_state=hidden,

@@ -118,10 +118,10 @@ def labelled_loss(predictions: Predictions, hidden: Tensor, labels: Tensor) -> T
     """Cross-entropy of the labelled positions, with the decoder run on these only.
 
     hidden: (B, S, H); labels: (B, S), -100 where nothing is asked.  Returns a scalar: the mean over the labelled
-    positions, equal to decoding every position and ignoring the others.
+    positions, equal to decoding every position and ignoring the others; 0 where none is labelled.
     """
     asked = labels != -100
-    return F.cross_entropy(predictions(hidden[asked]), labels[asked])
+    return F.cross_entropy(predictions(hidden[asked]), labels[asked], reduction="sum") / asked.sum().clamp(min=1)
 
 
 def _rest(encoded: EncoderOutput) -> dict[str, Any]:

@@ -152,3 +152,11 @@ def _even(supernet: CompactBertConfig, name: str) -> int:
     if len(values) > 1:
         raise ValueError(f"{name} of the supernet is {supernet.per_layer(name)}; expected one number for all layers")
     return values.pop()
+
+
+def space_of(flavour: str, supernet: CompactBertConfig) -> Space:
+    """The published values where the supernet is as wide as AutoTinyBERT's and no shallower, else those `within` it."""
+    published = SPACES[flavour]()
+    widths = [supernet.brief(n) for n in ("hidden_size", "intermediate_size", "num_attention_heads", "qkv_size")]
+    as_published = widths == [768, 3072, 12, 768] and supernet.num_hidden_layers >= max(published.num_hidden_layers)
+    return published if as_published else SPACES[flavour].within(supernet)

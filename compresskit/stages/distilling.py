@@ -5,7 +5,7 @@ done and with `faithful` as TinyBERT's code, on which SparseBERT's is built, did
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from compresskit.data.batching import Batches, Epochs
 from compresskit.stages.session import DEVICE, Session
 from compresskit.training import distill
-from compresskit.training.loop import Losses, Observer, fit
+from compresskit.training.loop import Batch, Losses, Observer, Pieces, fit
 from compresskit.training.optim import BertAdam, adamw, bert_schedule, decay_groups, linear_schedule
 from compresskit.training.state import TrainingState
 from compresskit.training.teacher import MAX_LOSS_CHANGE, has_fast_bfloat16, in_bfloat16
@@ -32,12 +32,17 @@ class LearningParams(Protocol):
     faithful: bool
 
 
-class LayerParams(LearningParams, Protocol):
+class TeacherParams(LearningParams, Protocol):
+    """The parameters of a stage that learns from a teacher's layers."""
+
+    teacher_dtype: Literal["auto", "float32", "bfloat16"]
+
+
+class LayerParams(TeacherParams, Protocol):
     """The parameters of a stage that say how layers are learned."""
 
     layer_mapping: list[int]
     projection: Literal["shared", "per_layer"]
-    teacher_dtype: Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass
@@ -110,19 +115,34 @@ class Layers:
         )
 
     def teacher_for(self, session: Session, batches: Batches | Epochs, num_steps: int) -> PreTrainedModel:
-        """The teacher as it is asked: in bfloat16 where that is faster and changes the loss by less than 0.1 %."""
-        wanted = self.params.teacher_dtype
-        if wanted == "float32" or (wanted == "auto" and (self.params.faithful or not has_fast_bfloat16())):
-            return self.teacher
+        """The teacher as it is asked: see `teacher_as_asked`."""
         sample = batches.from_step(0, min(2, num_steps))
-        half, change = in_bfloat16(self.teacher, self.student, self.mapping, self.project, sample, self.params.faithful)
-        taken = wanted == "bfloat16" or change < MAX_LOSS_CHANGE
-        session.run.tag({"teacher_dtype": "bfloat16" if taken else "float32", "teacher_loss_change": f"{change:.1e}"})
-        return half if taken else self.teacher
+        return teacher_as_asked(self.params, session, self.teacher, self.student, self.losses, sample)
 
     def released_form(self) -> dict[str, Tensor]:
         """The projection under the names of TinyBERT's releases, to be kept beside the student; {} without one."""
         return {} if self.project is None else distill.released_form(self.project)
+
+
+def teacher_as_asked(
+    params: TeacherParams,
+    session: Session,
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    losses: Callable[[PreTrainedModel], Losses | Pieces],
+    sample: Iterable[Batch],
+) -> PreTrainedModel:
+    """The teacher, in bfloat16 where that is faster and changes the loss on `sample` by less than 0.1 %.
+
+    losses: what the student minimises, of a form of the teacher.
+    """
+    wanted = params.teacher_dtype
+    if wanted == "float32" or (wanted == "auto" and (params.faithful or not has_fast_bfloat16())):
+        return teacher
+    half, change = in_bfloat16(teacher, student, losses, sample)
+    taken = wanted == "bfloat16" or change < MAX_LOSS_CHANGE
+    session.run.tag({"teacher_dtype": "bfloat16" if taken else "float32", "teacher_loss_change": f"{change:.1e}"})
+    return half if taken else teacher
 
 
 def layer_mapping(params: LayerParams, student: Any, teacher: Any) -> list[int]:

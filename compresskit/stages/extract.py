@@ -34,7 +34,7 @@ def extract(source: str, out: Path, arch: str, preset: str, sizes: dict[str, int
     if out.expanduser().resolve() == folder.resolve():
         raise ValueError(f"{out} is the model itself; name another folder")
     found = checkpoints.read(folder)
-    model = _model(found, heads)
+    model = whole_model(found, heads)
     tokenizer = tokenizer_for(folder, model.config.vocab_size)
     if arch:
         subnet = arch_text.parse(arch, model.config)
@@ -43,12 +43,11 @@ def extract(source: str, out: Path, arch: str, preset: str, sizes: dict[str, int
     else:
         subnet = model.config.changed(**sizes)
     small = elastic.extract(model, subnet)
-    projections = {name: _narrowed(name, t, subnet) for name, t in found.training_only.items()} if heads else None
-    checkpoints.save(small, out, tokenizer, projections)
+    checkpoints.save(small, out, tokenizer, projections(found, subnet) if heads else None)
     return f"{presets.notation(subnet)}, {small.num_parameters():,} parameters"
 
 
-def _model(found: checkpoints.Checkpoint, heads: bool) -> CompactBertPreTrainedModel:
+def whole_model(found: checkpoints.Checkpoint, heads: bool) -> CompactBertPreTrainedModel:
     """The checkpoint with its heads, or the encoder alone, with the pooler if it has one."""
     kinds = [kind for weight, kind in HEADS if weight in found.weights]
     if heads and kinds:
@@ -58,5 +57,9 @@ def _model(found: checkpoints.Checkpoint, heads: bool) -> CompactBertPreTrainedM
     )
 
 
-def _narrowed(name: str, tensor: Tensor, subnet: CompactBertConfig) -> Tensor:
-    return tensor[:, : subnet.hidden_size] if name.endswith("weight") else tensor
+def projections(found: checkpoints.Checkpoint, subnet: CompactBertConfig) -> dict[str, Tensor]:
+    """What only a trainer wants of a checkpoint, as narrow as the subnet: maps to a teacher's width."""
+    return {
+        name: tensor[:, : subnet.hidden_size] if name.endswith("weight") else tensor
+        for name, tensor in found.training_only.items()
+    }

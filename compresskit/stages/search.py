@@ -1,48 +1,120 @@
-"""One-shot search: subnets of a trained supernet that keep a latency limit on this machine, scored in place."""
+"""Search of a supernet under limits: architectures are proposed, scored, and evolved; the winner is cut out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from pydantic import Field
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
+from compresskit import tracking
 from compresskit.data import corpora, masking
 from compresskit.data.batching import Batches
-from compresskit.evaluation import figures, latency
-from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, CompactBertModel, checkpoints, elastic
-from compresskit.search.select import RULES, Candidate, choose
-from compresskit.search.spaces import SPACES
+from compresskit.evaluation import figures
+from compresskit.evaluation.latency import Clock
+from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, checkpoints, elastic, presets
+from compresskit.models.bert import CompactBertPreTrainedModel
+from compresskit.search import arch_text, files, predictor, select
+from compresskit.search.costs import Flops, ModelBytes, Parameters
+from compresskit.search.halving import Trial, successive_halving
+from compresskit.search.predictor import Conditions, Predictor
+from compresskit.search.select import Constraint
+from compresskit.search.spaces import DIMENSIONS, RELEASED_GRIDS, Columns, Space, columns_of, rows, space_of
+from compresskit.search.uniform import uniform_near
+from compresskit.stages import candidates, extract
 from compresskit.stages.inputs import corpus_file, tokenizer_for
+from compresskit.stages.journal import Journal
+from compresskit.stages.latency_predictor import conditions
 from compresskit.stages.params import Params
 from compresskit.stages.pretrain import masked_lm_loss
+from compresskit.stages.scoring import MASKED_LM, FineTuned, InPlace, Scoring, name_of
 from compresskit.stages.session import Session, model_folder, on_device
+from compresskit.stages.timing import Timed, measure, timed_candidates
+from compresskit.stages.workers import Workers
+
+CLOUD = 3000  # points of the space that are drawn behind the candidates
+FINALIST_ROUNDS = 30
+RESULTS_FILE, CANDIDATES_FILE = "subbert.results", "candidates.txt"
 
 
 class SearchParams(Params):
     """Parameters of the stage `search`."""
 
-    results: ClassVar[tuple[str, ...]] = ("run_id", "model", "layer_mapping")
+    results: ClassVar[tuple[str, ...]] = (
+        "run_id", "model", "layer_mapping", "architecture", "latency_ms", "files", "median", "uniform",
+    )  # fmt: skip
 
     supernet: str = (
         "models:/demo-supernet@latest"  # a supernet of the stage pretrain: a run, a registered model, a folder
     )
     flavour: Literal["mlm", "kd"] = "kd"  # kd: all heads stay, each gets narrower; mlm: heads go, their size stays
-    rule: Literal["random", "fast"] = "fast"  # fast: AutoTinyBERT's proportions of feed-forward and q/k/v
-    speedup: float = Field(3.0, gt=1)  # limit: the whole supernet's latency divided by this
+    space: Literal["supernet", "released"] = "supernet"  # what pretrain samples, or the searcher's grid
+    generations: list[Literal["random", "fast", "evolved"]] = ["fast"]  # how each proposes its architectures
+    generation_size: int = Field(12, ge=1)
+    parents: int = Field(25, ge=1)
+    crossover: float = Field(0.0, ge=0, le=1)
+    previous: str = ""  # results of earlier searches, ours or the original's file, as first parents
+    speedup: float = Field(3.0, gt=1)  # limit: 0.85 to 1.10 times the base's latency divided by this
+    speedup_over: Literal["supernet", "bert-base"] = "supernet"
     max_latency_ms: float = Field(0.0, ge=0)  # the limit itself, which then counts alone; 0: by speedup
-    candidates: int = Field(12, ge=1)
+    max_parameters: int = Field(0, ge=0)
+    max_gflops: float = Field(0.0, ge=0)
+    max_model_mb: float = Field(0.0, ge=0)
+    predictor: str = ""  # of the stage latency_predictor: a run's, or a folder; empty: architectures are timed
     max_timed: int = Field(200, ge=1)
-    corpus: str = "bundled"  # rows that score: a text file, one sentence per line
-    corpus_rows: int = Field(512, ge=1)
+    latency_batch_size: int = Field(1, ge=1)
     latency_seq_len: int = Field(128, ge=8)
     latency_threads: int = Field(1, ge=1)
+    latency_clock: Clock = "wall"
+    score_on: list[str] = [MASKED_LM]  # masked_lm: the subnet in place; else tasks on which its slice is fine-tuned
+    fitness: Literal["arithmetic", "geometric", "harmonic"] = "arithmetic"
+    seeds: int = Field(1, ge=1)
+    halvings: int = Field(0, ge=0)
+    recipes: dict[str, dict[str, float]] = {}
+    select_on: Literal["selection", "dev"] = "selection"
+    data_dir: str = "bundled"
+    max_steps: int = Field(0, ge=0)
+    max_rows: int = Field(0, ge=0)
+    corpus: str = "bundled"
+    corpus_rows: int = Field(512, ge=1)
     max_seq_len: int = Field(64, ge=8)
+    workers: int = Field(1, ge=1)
+    threads: int = Field(0, ge=0)
+    finalists: int = Field(5, ge=1)
+    comparisons: bool = False
+    register_as: str = ""
     seed: int = 42
+
+    @model_validator(mode="after")
+    def _possible(self) -> SearchParams:
+        """Refuse what would fail only after hours."""
+        if not self.generations:
+            raise ValueError("generations names none; take random or fast, then evolved")
+        if self.generations[0] == "evolved" and not self.previous:
+            raise ValueError("the first of generations is evolved, but there are no parents; begin with random or fast")
+        if not self.score_on or (MASKED_LM in self.score_on and len(self.score_on) > 1):
+            raise ValueError(f"score_on is {self.score_on}; take {MASKED_LM} alone, or one or several tasks")
+        if unused := set(self.recipes) - set(self.score_on):
+            raise ValueError(f"recipes names {min(unused)}, which is not in score_on")
+        return self
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An architecture that was scored, and in which generation (from 1)."""
+
+    generation: int
+    method: str
+    trial: Trial
 
 
 @dataclass
@@ -51,76 +123,238 @@ class Search:
 
     params: SearchParams
     session: Session
+    checkpoint: checkpoints.Checkpoint
+    supernet: CompactBertPreTrainedModel
     tokenizer: Any
-    supernet: CompactBertForMaskedLM
-    rows: Batches
-    max_latency_ms: float
-    candidates: list[Candidate]
+    space: Space
+    latency: Predictor
+    conditions: Conditions
+    constraints: list[Constraint]  # of latency the last
+    journal: Journal
+    scoring: Scoring
+    workers: Workers
+    found: Columns
+    earlier: list[tuple[CompactBertConfig, float]]  # of previous searches
+    tried: list[Tried] = field(default_factory=list)
+    measured_ms: dict[str, float] = field(default_factory=dict)  # of finalists, by their names
+    winner: Tried | None = None
+    comparisons: dict[str, CompactBertConfig] = field(default_factory=dict)
+
+    def describe(self) -> pd.DataFrame:
+        """The limits, and how many architectures keep them."""
+        allowed = {
+            constraint.name: f"{constraint.low:.6g} to {constraint.high:.6g}"
+            if constraint.low
+            else f"up to {constraint.high:.6g}"
+            for constraint in self.constraints
+        }
+        what = "of those that were timed" if isinstance(self.latency, Timed) else "of the whole space"
+        allowed["architectures that keep the limits"] = f"{len(self.found['hidden_size'])} {what}"
+        return pd.DataFrame(allowed, index=["limits"]).T
 
     def run(self) -> pd.DataFrame:
-        """Draw, time and score; returns the candidates, best first."""
-        params = self.params
-        space = SPACES[params.flavour].within(self.supernet.config)
-        self.candidates = choose(
-            lambda rng: space.sample(self.supernet.config, rng),
-            self.latency_ms,
-            self.score,
-            max_latency_ms=self.max_latency_ms,
-            count=params.candidates,
-            rng=Random(params.seed),
-            rule=RULES[params.rule],
-            max_timed=params.max_timed,
-        )
+        """Propose, score, and so on, then time the finalists; returns the candidates, best first.
+
+        Goes on where a stopped run of the same parameters ended, and to the same result.
+        """
+        with self.workers:
+            for number, method in enumerate(self.params.generations, start=1):
+                scores = partial(self.scoring.scores, label=f"generation {number} ({method})")
+                trials = successive_halving(self.propose(number, method), scores, self.params.halvings)
+                self.scoring.forget()
+                self.tried += [Tried(number, method, trial) for trial in trials]
+                whole = [trial.score for trial in trials if trial.share == 1]
+                numbers = {"search/best_score": max(whole), "search/median_score": float(np.median(whole))}
+                self.session.observe(number, numbers)
+        self._time_finalists()
         return self.table()
 
-    def latency_ms(self, config: CompactBertConfig) -> float:
-        """Median time of the subnet's encoder, cut out so that nothing of the supernet is paid for."""
-        return _latency_ms(on_device(CompactBertModel(config)), self.params)
+    def propose(self, number: int, method: str) -> list[CompactBertConfig]:
+        """The architectures of a generation: a function of the seed, its number, and the scores so far."""
+        params, supernet = self.params, self.supernet.config
+        rng = Random(f"{params.seed} generation {number}")
+        scored = [*self.earlier, *((tried.trial.config, tried.trial.score) for tried in self.tried)]
+        if method == "evolved":
+            return select.evolve(
+                scored,
+                self.found,
+                self.space,
+                supernet,
+                self.constraints,
+                rng,
+                children=params.generation_size,
+                parents=params.parents,
+                crossover=params.crossover,
+            )
+        unseen = rows(self.found, ~_among(self.found, [config for config, _ in scored]))
+        return select.draw(unseen, supernet, params.generation_size, rng, rule=method)
 
-    def score(self, config: CompactBertConfig) -> float:
-        """Minus the masked-word loss of the subnet with the supernet's weights, in place."""
-        return -masked_lm_loss(self.supernet, self.rows, self.mask, config)
+    def ranked(self) -> list[Tried]:
+        """Everything tried, the best first: those that got their whole training come before those that were stopped."""
+        return sorted(self.tried, key=lambda tried: (-tried.trial.share, -tried.trial.score))
 
-    def mask(self, batch: dict[str, torch.Tensor], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same masks for every candidate."""
-        generator = torch.Generator().manual_seed(self.params.seed * 1_000_003 + step)
-        return masking.mask_tokens(batch["input_ids"], batch["attention_mask"], self.tokenizer, generator)
+    def _time_finalists(self) -> None:
+        """Choose the best of the finalists that keeps the limit when measured; of equals the one found first."""
+        params, limit = self.params, self.constraints[-1].high
+        finalists = [tried for tried in self.ranked() if tried.trial.share == 1][: params.finalists]
+        shapes = {name_of(tried.trial.config): tried.trial.config for tried in finalists}
+        self.measured_ms = self.journal.once("finalists", lambda: measure(shapes, self.conditions, FINALIST_ROUNDS))
+        kept = [tried for tried in finalists if self.measured_ms[name_of(tried.trial.config)] <= limit]
+        if not kept:
+            print(f"none of {len(finalists)} finalists was measured at or below {limit:.4g} ms; the best one wins")
+        self.winner = (kept or finalists)[0]
+        if params.comparisons:
+            self._compare(self.winner.trial.config)
+
+    def _compare(self, winner: CompactBertConfig) -> None:
+        """The median of the first generation, and the uniform network whose measured latency is nearest."""
+        first = [tried for tried in self.ranked() if tried.generation == 1]
+        self.comparisons["median"] = first[len(first) // 2].trial.config
+        predicted = float(self.latency.predict(columns_of([winner]))[0])
+        nearest = uniform_near(self.space, self.supernet.config, self.latency.predict, predicted, 5)
+        shapes = {name_of(config): config for config in [winner, self.comparisons["median"], *nearest]}
+        times = self.journal.once("comparisons", lambda: measure(shapes, self.conditions, FINALIST_ROUNDS))
+        own = times[name_of(winner)]
+        self.comparisons["uniform"] = min(nearest, key=lambda config: abs(times[name_of(config)] - own))
+        self.measured_ms = times | self.measured_ms
+
+    # ---- what was found, as tables and pictures
 
     def table(self) -> pd.DataFrame:
-        """The candidates with shape, latency and score."""
-        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "qkv_size", "intermediate_size")
-        return pd.DataFrame(
+        """The candidates, best first."""
+        ranked = self.ranked()
+        columns = columns_of([tried.trial.config for tried in ranked])
+        numbers = pd.DataFrame(columns)[list(DIMENSIONS)].astype(int)
+        numbers["latency_ms"] = self.latency.predict(columns)
+        numbers["measured_ms"] = [self.measured_ms.get(name_of(tried.trial.config)) for tried in ranked]
+        numbers["parameters"] = Parameters(self.supernet.config).predict(columns).astype(int)
+        numbers["gflops"] = Flops(self.conditions.seq_len).predict(columns) / 1e9
+        told = pd.DataFrame(
             [
                 {
-                    "chosen": rank == 0,
-                    **{name: found.config.brief(name) for name in names},
-                    "latency_ms": found.latency_ms,
-                    "score": found.score,
+                    "chosen": tried is self.winner,
+                    "generation": tried.generation,
+                    "method": tried.method,
+                    "share": tried.trial.share,
+                    "score": tried.trial.score,
+                    **self.scoring.by_task(tried.trial.config, tried.trial.share),
                 }
-                for rank, found in enumerate(self.candidates)
+                for tried in ranked
             ]
         )
+        return pd.concat([told, numbers], axis=1)
 
-    def scatter(self) -> Figure:
-        """Score against latency of all candidates."""
-        return figures.search_scatter(self.table(), self.max_latency_ms)
+    def finalists(self) -> pd.DataFrame:
+        """Predicted and measured latency of the finalists, and of what the winner is compared with."""
+        timed = (
+            tried.trial.config for tried in self.ranked() if name_of(tried.trial.config) in self.journal["finalists"]
+        )
+        configs = {str(rank): config for rank, config in enumerate(timed, start=1)} | self.comparisons
+        predicted = self.latency.predict(columns_of(list(configs.values())))
+        table = pd.DataFrame(
+            {
+                "name": list(configs),
+                "architecture": [presets.notation(config) for config in configs.values()],
+                "predicted_ms": predicted,
+                "measured_ms": [self.measured_ms[name_of(config)] for config in configs.values()],
+            }
+        )
+        assert self.winner is not None
+        table["chosen"] = [config is self.winner.trial.config for config in configs.values()]
+        table["error_pct"] = (table["predicted_ms"] / table["measured_ms"] - 1) * 100
+        return table
+
+    def cloud(self) -> Figure:
+        """The space, the candidates of each generation and the winner, by latency and parameters."""
+        return figures.search_cloud(self._space_points(), self.table(), *self.limits)
+
+    def evolution(self) -> Figure:
+        """Scores of each generation."""
+        return figures.search_generations(self.table())
+
+    def front(self) -> Figure:
+        """Score against latency of all candidates, and the front."""
+        return figures.search_scatter(self.table(), self.limits[1])
+
+    def agreement(self) -> Figure:
+        """Predicted against measured latency of the finalists."""
+        return figures.finalists_plot(self.finalists(), *self.limits)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Lowest and highest latency in ms that were allowed."""
+        return self.constraints[-1].low, self.constraints[-1].high
+
+    def _space_points(self) -> pd.DataFrame:
+        """Latency and parameters of points of the space; where latency is timed, of those that were."""
+        supernet, rng = self.supernet.config, Random(self.params.seed)
+        if isinstance(self.latency, Timed):
+            known = self.latency.known()
+            columns, latencies = columns_of([config for config, _ in known]), [ms for _, ms in known]
+        else:
+            columns = columns_of([self.space.sample(supernet, rng) for _ in range(CLOUD)])
+            latencies = self.latency.predict(columns).tolist()
+        return pd.DataFrame({"latency_ms": latencies, "parameters": Parameters(supernet).predict(columns)})
+
+    # ---- what is kept
 
     def finish(self) -> pd.DataFrame:
-        """Keep the winner, cut out with the supernet's weights; returns the row of results."""
-        best = self.candidates[0]
-        self.session.run.table("candidates", self.table())
-        self.session.run.figure("candidates", self.scatter())
+        """Keep the winner, cut out with the supernet's weights, tables, pictures and files; returns the results."""
+        assert self.winner is not None, "run() comes first"
+        best, run = self.winner.trial, self.session.run
+        table = self.table()
+        run.table("candidates", table)
+        run.table("finalists", self.finalists())
+        for name, figure in {"cloud": self.cloud, "generations": self.evolution, "front": self.front,
+                             "finalists": self.agreement}.items():  # fmt: skip
+            run.figure(name, figure())
+        run.artifact(self._write_files(), "files")
+        depth = self.supernet.config.num_hidden_layers
+        predicted = float(self.latency.predict(columns_of([best.config]))[0])
         result = {
-            "max_latency_ms": self.max_latency_ms,
-            "latency_ms": best.latency_ms,
+            "architecture": name_of(best.config),
             "score": best.score,
+            "latency_ms": self.measured_ms[name_of(best.config)],
+            "predicted_ms": predicted,
+            "limits_ms": list(self.limits),
             "num_hidden_layers": best.config.num_hidden_layers,
             "hidden_size": best.config.hidden_size,
-            "layer_mapping": nearest_layers(best.config.num_hidden_layers, self.supernet.config.num_hidden_layers),
+            "layer_mapping": nearest_layers(best.config.num_hidden_layers, depth),
         }
-        winner = elastic.extract(self.supernet, best.config)
-        model = self.session.keep(winner, self.tokenizer, {"stage": "search", **result})
-        return self.session.finish({"model": model, **result})
+        for name, config in self.comparisons.items():
+            folder = self.session.folder / name
+            checkpoints.save(
+                elastic.extract(self.supernet, config),
+                folder,
+                self.tokenizer,
+                extract.projections(self.checkpoint, config),
+            )
+            run.artifact(folder, name)
+        others = {name: f"runs:/{run.run_id}/{name}" for name in ("files", *self.comparisons)}
+        model = self.session.keep(
+            elastic.extract(self.supernet, best.config),
+            self.tokenizer,
+            {"stage": "search", **result},
+            self.params.register_as or None,
+            extract.projections(self.checkpoint, best.config),
+        )
+        return self.session.finish({"model": model, **result, **others})
+
+    def _write_files(self) -> Path:
+        """A folder with the original's files: all scored architectures, and their results."""
+        folder = self.session.folder / "files"
+        files.write_candidates(folder / CANDIDATES_FILE, [t.trial.config for t in self.tried], self.params.flavour)
+        if self.params.score_on != [MASKED_LM]:
+            files.write_results(folder / RESULTS_FILE, [r for tried in self.tried for r in self._results(tried.trial)])
+        return folder
+
+    def _results(self, trial: Trial) -> list[files.Result]:
+        columns = columns_of([trial.config])
+        weights, ms = int(Parameters(self.supernet.config).predict(columns)[0]), self.latency.predict(columns)[0]
+        return [
+            files.Result(task, name_of(trial.config), weights, f"{max(score, 0):.6f}", float(ms), 1)
+            for task, score in self.scoring.by_task(trial.config, trial.share).items()
+        ]
 
 
 def nearest_layers(student_layers: int, teacher_layers: int) -> list[int]:
@@ -128,22 +362,137 @@ def nearest_layers(student_layers: int, teacher_layers: int) -> list[int]:
     return [round((layer + 1) * teacher_layers / student_layers) for layer in range(student_layers)]
 
 
-def _latency_ms(model: CompactBertModel, params: SearchParams) -> float:
-    batch = latency.random_batch(model.config.vocab_size, 1, params.latency_seq_len)
-    return latency.measure({"subnet": model}, batch, threads=params.latency_threads, rounds=11)[0].latency_p50_ms
+def _among(columns: Columns, configs: Sequence[CompactBertConfig]) -> NDArray[np.bool_]:
+    """Which of the columns' points are these architectures."""
+    found = np.zeros(len(columns["hidden_size"]), dtype=bool)
+    for config in configs:
+        shape = dict(zip(DIMENSIONS, select.shape_of(config), strict=True))
+        found |= np.logical_and.reduce([columns[name] == shape[name] for name in DIMENSIONS])
+    return found
 
 
 def open(params: SearchParams) -> Search:
-    """Load the supernet, time it whole, start the run."""
+    """Load the supernet, find what keeps the limits, start the run.  Raises ValueError where nothing does."""
+    common = {name: getattr(params, name) for name in ("data_dir", "select_on", "max_steps", "max_rows", "seed")}
+    tasks = [task for task in params.score_on if task != MASKED_LM]
+    recipes = {task: candidates.recipe(task, params.recipes.get(task, {}), **common) for task in tasks}
     session = Session(
-        "search", params, experiment="search", name=f"search-{params.rule}-{params.seed}", seed=params.seed
+        "search",
+        params,
+        experiment="search",
+        name=f"search-{params.flavour}-{params.seed}",
+        seed=params.seed,
+        threads=params.threads if params.workers == 1 else 0,
     )
-    folder = model_folder(params.supernet)
-    supernet = on_device(checkpoints.load(CompactBertForMaskedLM, folder))
+    folder = Path(checkpoints.local_folder(model_folder(params.supernet)))
+    checkpoint = checkpoints.read(folder)
+    if not tasks and "cls.predictions.transform.dense.weight" not in checkpoint.weights:
+        raise ValueError(f"{params.supernet} has no head for masked words; score_on tasks instead")
+    supernet = on_device(extract.whole_model(checkpoint, heads=True))
     tokenizer = tokenizer_for(folder, supernet.config.vocab_size)
-    rows = corpora.encode(corpus_file(params.corpus), tokenizer, params.max_seq_len).shuffle(seed=params.seed)
-    batches = Batches(
-        rows.select(range(min(params.corpus_rows, len(rows)))), 32, params.seed, tokenizer.pad_token_id, shuffle=False
+    space = _space(params, supernet.config)
+    journal = Journal(session.folder / "journal.jsonl")
+    latency, known, base_ms = _latency(params, supernet.config, journal)
+    constraints = _constraints(params, supernet.config, latency, known.seq_len, base_ms)
+    if isinstance(latency, Timed):
+        fast = "random" not in params.generations
+        found = timed_candidates(space, latency, constraints, params.max_timed, fast_only=fast, seed=params.seed)
+    else:
+        found = select.candidates(space, supernet.config, constraints)
+    workers = Workers(params.workers if tasks else 1, params.threads, partial(candidates.Evaluator, folder, recipes))
+    scoring: Scoring
+    if tasks:
+        seeds = range(params.seed, params.seed + params.seeds)
+        scoring = FineTuned(tasks, seeds, params.fitness, workers, journal, session.folder / "candidates")
+    else:
+        scoring = InPlace(masked_lm_score(params, cast(CompactBertForMaskedLM, supernet), tokenizer), journal)
+    earlier = _earlier(params.previous, supernet.config)
+    return Search(
+        params,
+        session,
+        checkpoint,
+        supernet,
+        tokenizer,
+        space,
+        latency,
+        known,
+        constraints,
+        journal,
+        scoring,
+        workers,
+        found,
+        earlier,
     )
-    limit = params.max_latency_ms or _latency_ms(supernet.bert, params) / params.speedup
-    return Search(params, session, tokenizer, supernet, batches, limit, [])
+
+
+def _space(params: SearchParams, supernet: CompactBertConfig) -> Space:
+    """The values of each dimension; ValueError where the released ones exceed the supernet's."""
+    if params.space == "supernet":
+        return space_of(params.flavour, supernet)
+    space = RELEASED_GRIDS[params.flavour]
+    largest = space.complete({name: max(values) for name, values in vars(space).items()}, supernet)
+    elastic.check_fits(supernet, supernet.changed(**largest))
+    return space
+
+
+def _latency(
+    params: SearchParams, supernet: CompactBertConfig, journal: Journal
+) -> tuple[Predictor, Conditions, float]:
+    """What says how long an architecture takes, under which conditions, and how long the base takes under them."""
+    if params.predictor:
+        fitted = predictor.LatencyPredictor.load(tracking.resolve(params.predictor))
+        known = fitted.conditions
+        known.check(conditions(params.flavour, known.threads, known.batch_size, known.seq_len, known.clock))
+        return fitted, known, fitted.reference_ms[params.speedup_over]
+    known = conditions(
+        params.flavour,
+        params.latency_threads,
+        params.latency_batch_size,
+        params.latency_seq_len,
+        params.latency_clock,
+    )
+    bases = {"supernet": supernet, "bert-base": presets.config("bert-base", vocab_size=supernet.vocab_size)}
+    base = {"base": bases[params.speedup_over]}
+    return (
+        Timed(supernet, known, journal),
+        known,
+        journal.once("base", lambda: measure(base, known, FINALIST_ROUNDS)["base"]),
+    )
+
+
+def _constraints(
+    params: SearchParams, supernet: CompactBertConfig, latency: Predictor, seq_len: int, base_ms: float
+) -> list[Constraint]:
+    """All limits, that of latency the last: it may have to be timed."""
+    exact = {
+        "parameters": (Parameters(supernet).predict, params.max_parameters),
+        "flops": (Flops(seq_len).predict, params.max_gflops * 1e9),
+        "model_bytes": (ModelBytes(supernet).predict, params.max_model_mb * 1e6),
+    }
+    limits = [Constraint(name, predict, high=high) for name, (predict, high) in exact.items() if high]
+    if params.max_latency_ms:
+        return [*limits, select.latency_limit(latency.predict, params.max_latency_ms)]
+    return [*limits, select.speedup_band(latency.predict, base_ms, params.speedup)]
+
+
+def _earlier(previous: str, supernet: CompactBertConfig) -> list[tuple[CompactBertConfig, float]]:
+    """Architectures of a results file and their fitness as shares of 1."""
+    if not previous:
+        return []
+    path = Path(previous).expanduser()
+    path = path if path.is_file() else Path(tracking.resolve(previous)) / RESULTS_FILE
+    found = files.fitness(files.read_results(path))
+    return [(arch_text.parse(text, supernet), percent / 100) for text, percent in found.items()]
+
+
+def masked_lm_score(params: SearchParams, supernet: CompactBertForMaskedLM, tokenizer: Any) -> Any:
+    """Minus the masked-word loss of a subnet in place, on rows and masks that are the same for every one."""
+    rows = corpora.encode(corpus_file(params.corpus), tokenizer, params.max_seq_len).shuffle(seed=params.seed)
+    rows = rows.select(range(min(params.corpus_rows, len(rows))))
+    batches = Batches(rows, 32, params.seed, tokenizer.pad_token_id, shuffle=False)
+
+    def mask(batch: dict[str, torch.Tensor], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(params.seed * 1_000_003 + step)
+        return masking.mask_tokens(batch["input_ids"], batch["attention_mask"], tokenizer, generator)
+
+    return lambda config: -masked_lm_loss(supernet, batches, mask, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from compresskit import tracking
 from compresskit.data.glue import TASKS
 from compresskit.evaluation import figures, glue
 from compresskit.evaluation.scores import RESAMPLES, percentiles
+from compresskit.stages import searches
 from compresskit.stages.evaluate import SPARSE
 from compresskit.stages.inputs import board
 from compresskit.stages.published import PUBLISHED, Comparison
@@ -41,6 +42,7 @@ def study(
     data = collect(pipeline, against, command, note, also)
     out.parent.mkdir(parents=True, exist_ok=True)
     figures.scores_plot(score_rows(data)).savefig(out.with_suffix(".png"))
+    searches.draw(data["searches"], out)
     write(out.with_suffix(".json"), json.dumps(data, separators=(",", ":")) + "\n")
     write(out, page(data, out.stem))
 
@@ -52,6 +54,7 @@ def collect(
     tasks: dict[str, dict[str, Any]] = {}
     conditions: dict[str, Any] = {}
     commits: set[str] = set()
+    found_by: dict[str, Any] = {}
     for run_id, params in (run for name in (pipeline, *also) for run in tracking.pipeline_runs(name).items()):
         if missing := [name for name in NEEDED if name not in params]:
             raise ValueError(
@@ -67,6 +70,7 @@ def collect(
         timed = tracking.read_json(evaluated_by, "latency.json")
         conditions = conditions or {**timed[0]["machine"], **{n: timed[0][n] for n in ("threads", "batch_size")}}
         commits |= set(rows["git_commit"])
+        found_by = found_by or searches.collect(params)
         if task not in tasks:
             tasks[task] = {
                 "settings": settings,
@@ -103,6 +107,7 @@ def collect(
         "note": note,
         "commits": sorted(commits),
         "conditions": conditions,
+        "searches": found_by,
         "tasks": {task: tasks[task] for task in TASKS if task in tasks},
     }
 
@@ -202,6 +207,15 @@ def gains_table(data: dict[str, Any], against: str) -> str:
     return _table([f"points over {against}", *tasks], lines)
 
 
+def gain(data: dict[str, Any], task: str, name: str, against: str) -> str:
+    """One model's points over another, with their paired interval; bold where that excludes 0."""
+    found = data["tasks"][task]
+    low, high = interval(task, found, name, against)
+    points = np.mean(scores(task, found, name)) - np.mean(scores(task, found, against))
+    sure = "**" if low > 0 or high < 0 else ""
+    return f"{sure}{points:+.1f}{sure} ({low:+.1f} – {high:+.1f})"
+
+
 def sizes_table(data: dict[str, Any]) -> str:
     """Sizes and, for each task's length, median latency and speed-up over the slowest model."""
     tasks, names = data["tasks"], variants(data)
@@ -299,7 +313,7 @@ Both models on the same resampled rows, so these intervals are those of the diff
 
 {gains}
 
-## Size and speed
+{searches.section(data.get("searches", {}), data["tasks"], partial(gain, data), stem)}## Size and speed
 
 Median latency, and how many times faster than the slowest model of that column; batch {machine["batch_size"]},
 {machine["threads"]} thread(s), on {machine["cpu"]} with torch {machine["torch"]} and float32 matmul precision

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.training import distributed
-from compresskit.training.loop import Batch, Losses
+from compresskit.training.loop import Batch, Losses, Pieces, summed
 from compresskit.training.losses import (
     attention_map_mse,
     attention_score_mse,
@@ -172,14 +172,15 @@ def intermediate(
 
 
 @torch.no_grad()
-def mean_losses(student: PreTrainedModel, losses: Losses, batches: Iterable[Batch]) -> dict[str, float]:
+def mean_losses(student: PreTrainedModel, losses: Losses | Pieces, batches: Iterable[Batch]) -> dict[str, float]:
     """The losses as means over the rows of `batches`, of the student in evaluation mode; its mode is left as found."""
     training = student.training
     student.eval()
     rows, sums = 0, dict[str, float]()
     for batch in batches:
         size = len(batch["input_ids"])
-        for name, value in losses({name: tensor.to(student.device) for name, tensor in batch.items()}, 0).items():
+        found = losses({name: tensor.to(student.device) for name, tensor in batch.items()}, 0)
+        for name, value in summed(found).items():
             sums[name] = sums.get(name, 0.0) + size * value.item()
         rows += size
     student.train(training)

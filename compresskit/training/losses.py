@@ -90,3 +90,12 @@ def attention_map_mse(
             pairs = own.shape[1] * attention_mask.sum(-1).square().sum().clamp(min=1)
             total.append((difference * keys.mT).square().sum() / pairs)
     return torch.stack(total).sum()
+
+
+def visible_score_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """AutoTinyBERT's attention loss, mse(z(student), z(teacher)) with z(a) = a where a > -100, else 0.
+
+    student, teacher: scores before the softmax, (B, A, S, S).  Returns a scalar: the mean over all elements.
+    """
+    ours, theirs = (scores.masked_fill(scores <= -100, 0.0) for scores in (student, teacher))
+    return F.mse_loss(ours, theirs)

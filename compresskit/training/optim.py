@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,13 +30,14 @@ def adamw(modules: Iterable[nn.Module], learning_rate: float, weight_decay: floa
 
 
 class BertAdam(Optimizer):
-    """Adam as BERT's first PyTorch code had it, the optimizer of TinyBERT, SparseBERT and EfficientBERT:
+    """Adam as BERT's first PyTorch code had it, the optimizer of TinyBERT, AutoTinyBERT, SparseBERT and EfficientBERT:
 
         g ← g·min(1, 1/(‖g‖ + 1e-6)) per tensor,  m ← 0.9m + 0.1g,  v ← 0.999v + 0.001g²,
-        w ← w − lr·(m/(√v + 1e-6) + λ·w)
+        w ← w − lr·(m/(√v + eps) + λ·w)
 
-    without bias correction. A tensor without gradient is left alone, decay included. Of sparse gradients and of several
-    devices it knows nothing. With `bert_schedule` the first update of a linear warm-up has learning rate 0.
+    without bias correction; eps is 1e-6, in AutoTinyBERT's pre-training 1e-8. A tensor without gradient is left alone,
+    decay included. Of sparse gradients and of several devices it knows nothing. With `bert_schedule`, counted from 0,
+    the first update of a linear warm-up has learning rate 0.
     """
 
     def __init__(
@@ -74,11 +76,14 @@ class BertAdam(Optimizer):
         weight.sub_(update * group["lr"])
 
 
-def bert_schedule(optimizer: Optimizer, num_steps: int, schedule: str, warmup_ratio: float = 0.1) -> LambdaLR:
-    """BertAdam's factor of the learning rate at the k-th update, counted from 0, with x = k/num_steps.
+def bert_schedule(
+    optimizer: Optimizer, num_steps: int, schedule: str, warmup_ratio: float = 0.1, first_step: int = 0
+) -> LambdaLR:
+    """BertAdam's factor of the learning rate at the k-th update, counted from `first_step`, with x = k/num_steps.
 
     All but "none" (always 1) rise as x/warmup_ratio; then "warmup_linear" falls to 0 at x = 1, "warmup_cosine" follows
-    half a cosine, "warmup_constant" stays at 1.  Raises ValueError for another name.
+    half a cosine, "warmup_constant" stays at 1. A ratio of 1, at which the original divides by zero, rises to the end.
+    Raises ValueError for another name.
     """
     after = {
         "none": lambda x: 1.0,
@@ -90,10 +95,37 @@ def bert_schedule(optimizer: Optimizer, num_steps: int, schedule: str, warmup_ra
         raise ValueError(f"unknown schedule {schedule!r}; there are {', '.join(after)}")
 
     def factor(step: int) -> float:
-        x = step / num_steps
-        return x / warmup_ratio if x < warmup_ratio and schedule != "none" else after[schedule](x)
+        x = (step + first_step) / num_steps
+        if schedule != "none" and (x < warmup_ratio or warmup_ratio == 1):
+            return min(x / warmup_ratio, 1.0)
+        return after[schedule](x)
 
     return LambdaLR(optimizer, factor)
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """The share of a run's steps in which the learning rate rises, as a number of steps too, and why it is this one."""
+
+    ratio: float
+    steps: int
+    rule: str
+
+
+def adaptive_warmup(num_steps: int, warmup_steps: int, warmup_ratio: float) -> Warmup:
+    """`warmup_steps` where the run is as long as that, else `warmup_ratio`; warmup_steps 0: the ratio in any case.
+
+    AutoTinyBERT's default of 10,000 steps is thus no obstacle to a run of three.
+    """
+    if 0 < warmup_steps <= num_steps:
+        ratio, rule = warmup_steps / num_steps, f"warmup_steps {warmup_steps} of {num_steps}"
+    elif warmup_steps:
+        ratio = warmup_ratio
+        rule = f"warmup_ratio {warmup_ratio:g}, for warmup_steps {warmup_steps} exceeds the run's {num_steps} steps"
+    else:
+        ratio, rule = warmup_ratio, f"warmup_ratio {warmup_ratio:g}"
+    ratio = min(max(ratio, 0.0), 1.0)
+    return Warmup(ratio, int(num_steps * ratio), rule)
 
 
 def linear_schedule(optimizer: Optimizer, num_steps: int, warmup_ratio: float = 0.1) -> LambdaLR:

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.training import distributed
-from compresskit.training.distill import inputs, layer_inputs, layer_losses
-from compresskit.training.loop import Batch
+from compresskit.training.distill import inputs, mean_losses
+from compresskit.training.loop import Batch, Losses, Pieces
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 NOT_OF_THE_ANSWER = {"_name_or_path", "transformers_version", "architectures"}  # fields of a config
@@ -104,29 +104,15 @@ def has_fast_bfloat16() -> bool:
 
 
 def in_bfloat16(
-    teacher: Model,
-    student: PreTrainedModel,
-    mapping: Any,
-    project: nn.Module | None,
-    batches: Iterable[Batch],
-    padded: bool = False,
+    teacher: Model, student: PreTrainedModel, losses: Callable[[Model], Losses | Pieces], batches: Iterable[Batch]
 ) -> tuple[Model, float]:
-    """A copy of the teacher in bfloat16, and how much it changes the intermediate loss on `batches`, relative.
+    """A copy of the teacher in bfloat16, and how much it changes the student's loss on `batches`, relative.
 
-    The models' modes are left as found; the random state is not touched, for nothing drops out here.
+    losses: what is minimised, of a teacher. The models' modes are left as found; the random state is not touched, for
+    nothing drops out here.
     """
     half = copy.deepcopy(teacher).eval()
     nn.Module.to(half, torch.bfloat16)
-    training = student.training
-    student.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
-    with torch.no_grad():
-        for batch in batches:
-            batch = {name: tensor.to(teacher.device) for name, tensor in batch.items()}
-            own = student.base_model(**layer_inputs(batch, range(1, len(mapping))))
-            given = layer_inputs(batch, mapping[1:])
-            for i, model in enumerate((teacher.eval(), half)):
-                attention, hidden = layer_losses(own, model.base_model(**given), mapping, project, batch, padded)
-                sums[i] += (attention + hidden).item()
-    student.train(training)
-    return half, float(abs(sums[1] - sums[0]) / sums[0].clamp(min=1e-12))
+    sample = list(batches)
+    exact, rounded = (mean_losses(student, losses(model), sample)["loss"] for model in (teacher.eval(), half))
+    return half, abs(rounded - exact) / max(exact, 1e-12)

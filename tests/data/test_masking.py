@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from compresskit.data.masking import mask_tokens
+from compresskit.data.masking import MOST_MASKED, mask_tokens, num_masked
+from tests.oracle_cases import oracle
 
 
 def text(rows: int, length: int, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -16,8 +17,9 @@ def test_fifteen_percent_are_chosen_and_of_these_eighty_ten_ten(tokenizer, seede
     ids, attention = text(400, 100, tokenizer)
     masked, labels = mask_tokens(ids, attention, tokenizer, seeded(0))
     chosen = labels != -100
-    count = int(chosen.sum())  # about 5,900: standard errors are 0.002 of the tokens and 0.005 of the chosen
-    assert count / (400 * 98) == pytest.approx(0.15, abs=0.008)
+    assert (chosen.sum(dim=1) == 15).all()
+    assert chosen[:, 1:-1].any(dim=0).all()  # any position
+    count = int(chosen.sum())  # 6,000: the standard error is 0.005 of the chosen
     assert ((masked == tokenizer.mask_token_id) & chosen).sum() / count == pytest.approx(0.8, abs=0.02)
     kept = (masked == ids) & chosen
     assert kept.sum() / count == pytest.approx(0.1 + 0.1 / (len(tokenizer) - 5), abs=0.02)
@@ -69,5 +71,15 @@ def test_probability_zero_masks_nothing(tokenizer, seeded):
     masked, labels = mask_tokens(ids, attention, tokenizer, seeded(4), probability=0.0)
     assert torch.equal(masked, ids)
     assert (labels == -100).all()
+    one = mask_tokens(ids, attention, tokenizer, seeded(4), probability=0.0, at_least_one=True)[1]
+    assert (one != -100).sum(dim=1).tolist() == [1] * 4
     with pytest.raises(ValueError, match=r"probability 1.5 is not between 0 and 1"):
         mask_tokens(ids, attention, tokenizer, seeded(4), probability=1.5)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("case", oracle("autotinybert", "mask_counts"), ids=str)
+def test_as_many_tokens_are_masked_as_in_the_original(case):
+    for i, row in enumerate(case.value("rows")):
+        assert row["max_predictions"] == MOST_MASKED
+        case.check_value("rows", i, "n_masked", got=num_masked(torch.tensor(row["len"]), row["prob"]).item())

@@ -242,8 +242,51 @@ def test_search_scatter_marks_the_chosen_and_the_limit():
     others, chosen = figure.axes[0].collections
     assert others.get_offsets().tolist() == [[1, 0.5], [3, 0.8]]
     assert chosen.get_offsets().tolist() == [[2, 0.7]]
-    assert figure.axes[0].lines[0].get_xdata() == [2.5, 2.5]
-    assert legend_of(figure) == ["2 candidates", "1 chosen", "limit 2.5 ms"]
+    front, limit = figure.axes[0].lines
+    assert limit.get_xdata() == [2.5, 2.5]
+    assert front.get_xydata().tolist() == [[1, 0.5], [2, 0.7], [3, 0.8]]
+    assert legend_of(figure) == ["front", "2 candidates", "1 chosen", "limit 2.5 ms"]
+
+
+def searched() -> pd.DataFrame:
+    columns = ["generation", "method", "score", "share", "chosen", "latency_ms", "parameters"]
+    rows = [(1, "random", 0.5, 1.0, False, 2.0, 4e6), (1, "random", 0.3, 0.5, False, 2.1, 5e6),
+            (1, "random", 0.7, 1.0, False, 1.9, 6e6), (2, "evolved", 0.6, 1.0, False, 2.2, 5e6),
+            (2, "evolved", 0.9, 1.0, True, 1.8, 3e6)]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_a_search_is_a_cloud_with_its_generations_and_the_allowed_band():
+    space = pd.DataFrame({"latency_ms": [1.0, 5.0], "parameters": [1e6, 9e6]})
+    figure = figures.search_cloud(space, searched(), 1.5, 2.5)
+    points = [c.get_offsets().tolist() for c in figure.axes[0].collections if len(c.get_offsets())]
+    assert points == [[[1, 1], [5, 9]], [[2, 4], [2.1, 5], [1.9, 6]], [[2.2, 5], [1.8, 3]], [[1.8, 3]]]
+    assert legend_of(figure) == ["allowed", "the space", "generation 1", "generation 2", "chosen"]
+    band = figure.axes[0].patches[0].get_extents().transformed(figure.axes[0].transData.inverted())
+    assert (band.x0, band.x1) == pytest.approx((1.5, 2.5))
+
+
+def test_generations_show_who_was_stopped_and_the_best_so_far():
+    ax = figures.search_generations(searched()).axes[0]
+    points = [collection.get_offsets().tolist() for collection in ax.collections]
+    assert points == [[[1, 0.5], [1, 0.7], [2, 0.6]], [[1, 0.3]], [[2, 0.9]]]
+    best, median = ax.lines
+    assert best.get_xydata().tolist() == [[1, 0.7], [2, 0.9]]
+    assert median.get_ydata().tolist() == pytest.approx([0.6, 0.75])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1\nrandom", "2\nevolved"]
+
+
+def test_finalists_are_lines_from_predicted_to_measured_the_best_on_top():
+    rows = pd.DataFrame(
+        {"name": ["1", "uniform"], "architecture": ["4-64-128-4-64", "4-60-240-4-60"], "predicted_ms": [2.0, 2.2],
+         "measured_ms": [2.1, 2.4], "chosen": [True, False]}
+    )  # fmt: skip
+    ax = figures.finalists_plot(rows, 1.5, 2.5).axes[0]
+    lines, predicted, measured = ax.collections[:3]
+    assert [segment.tolist() for segment in lines.get_segments()] == [[[2.0, 1], [2.1, 1]], [[2.2, 0], [2.4, 0]]]
+    assert predicted.get_offsets().tolist() == [[2.0, 1], [2.2, 0]]
+    assert measured.get_offsets().tolist() == [[2.1, 1], [2.4, 0]]
+    assert {label.get_text() for label in ax.get_yticklabels()} == {"1: 4-64-128-4-64", "uniform: 4-60-240-4-60"}
 
 
 # ---- all of them

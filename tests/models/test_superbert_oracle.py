@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compresskit.models import (
@@ -17,7 +17,8 @@ from compresskit.models import (
 )
 from compresskit.models.checkpoints import Checkpoint
 from compresskit.models.elastic import extract, head_rows
-from compresskit.training.losses import hidden_state_mse
+from compresskit.models.heads import labelled_loss
+from compresskit.training.pretrain import dense_fit, last_layer, last_layer_losses, masked_lm
 from tests.oracle_cases import EXACT, Case, oracle
 
 
@@ -78,6 +79,7 @@ def test_masked_lm_of_subnets_is_that_of_the_original_code_also_as_released(case
     parameters = {original_name(name): parameter for name, parameter in model.named_parameters()}
     labels = case["in.masked_lm_labels"]
     labels[labels == -1] = -100
+    batch = {**inputs(case), "labels": labels}
     for i, subnet in enumerate(shapes(case, model)):
         run = {"labels": labels, "subnet": subnet, "output_hidden_states": True, "output_attention_scores": True}
         output = model(**inputs(case), **run)
@@ -91,9 +93,12 @@ def test_masked_lm_of_subnets_is_that_of_the_original_code_also_as_released(case
         ours |= {f"attn_score.{layer}": scores for layer, scores in enumerate(output.attention_scores)}
         ours |= {f"hidden.{layer}": states for layer, states in enumerate(output.hidden_states)}
         check_all(case, f"out.{i}.", ours)
-        check_gradients(case, f"grad.{i}.", output.loss, parameters)
-        case.check_value("archs", i, "mlm_loss", got=output.loss.item())
-        case.check_value("archs", i, "as_released_mlm_loss", got=released.loss.item())
+        for name, faithful in (("mlm_loss", False), ("as_released_mlm_loss", True)):
+            learn = masked_lm(model, labelled_loss, lambda step, subnet=subnet: [subnet], faithful=faithful)
+            (piece,) = learn(batch, 1)
+            case.check_value("archs", i, name, got=piece["loss"].item())
+            if not faithful:
+                check_gradients(case, f"grad.{i}.", piece["loss"], parameters)
         numbers = sum(parameter.numel() for parameter in extract(model.bert, subnet).parameters())
         case.check_value("archs", i, "sampled_params_backbone", got=numbers)
 
@@ -103,38 +108,32 @@ def test_masked_lm_of_subnets_is_that_of_the_original_code_also_as_released(case
 def test_distillation_of_subnets_is_that_of_the_original_code_also_as_released(case):
     source = checkpoint(case)
     model = source.model(CompactBertModel)
-    fit = {name: tensor.requires_grad_() for name, tensor in source.training_only.items()}
+    teacher_width = case["in.teacher_rep"].shape[-1]
+    project, kept = dense_fit(model.config.hidden_size, teacher_width, 0.02, source.training_only)
+    assert kept
     parameters = {f"bert.{original_name(name)}": parameter for name, parameter in model.named_parameters()}
-    parameters |= {f"bert.{name}": tensor for name, tensor in fit.items()}
-
-    def last_layer(given: dict, subnet: CompactBertConfig) -> dict:
-        """What the last layer is asked to match, and how far it is from the teacher."""
-        output = model(**given, subnet=subnet, output_hidden_states=True, output_attention_scores=True)
-        scores, states = output.attention_scores[-1], output.last_hidden_state
-        states = F.linear(states, fit["dense_fit.weight"][:, : subnet.hidden_size], fit["dense_fit.bias"])
-        att_loss = by_threshold(scores, case["in.teacher_att"])
-        rep_loss = hidden_state_mse([states], [case["in.teacher_rep"]], mapping=(0,))
-        return {"output": output, "scores": scores, "rep_fit": states, "att_loss": att_loss, "rep_loss": rep_loss}
-
-    def by_threshold(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """The original's way to leave out masked keys; the recorded teacher's scores carry no mask, and one is -500."""
-        ours, theirs = (scores.masked_fill(scores <= -100, 0.0) for scores in (student, teacher))
-        return F.mse_loss(ours, theirs)
+    parameters |= {f"bert.dense_fit.{name}": parameter for name, parameter in project.named_parameters()}
+    # a teacher that says what was recorded, however it is called
+    said = SimpleNamespace(attention_scores=(case["in.teacher_att"],), last_hidden_state=case["in.teacher_rep"])
+    teacher = SimpleNamespace(config=model.config, eval=lambda: None, base_model=lambda **given: said)
 
     for i, subnet in enumerate(shapes(case, model)):
-        called = last_layer(inputs(case), subnet)
-        released = last_layer(as_released(case), subnet)
-        ours = {"rep_fit": called["rep_fit"], "last_attn_score": called["scores"]}
-        ours |= {f"hidden.{layer}": states for layer, states in enumerate(called["output"].hidden_states)}
+        output = model(**inputs(case), subnet=subnet, output_hidden_states=True, output_attention_scores=True)
+        ours = {"rep_fit": project(output.last_hidden_state), "last_attn_score": output.attention_scores[-1]}
+        ours |= {f"hidden.{layer}": states for layer, states in enumerate(output.hidden_states)}
         check_all(case, f"out.{i}.", ours)
-        loss = called["att_loss"] + called["rep_loss"]
-        check_gradients(case, f"grad.{i}.", loss, parameters)
-        case.check_value("archs", i, "loss", got=loss.item())
-        for name in ("att_loss", "rep_loss"):
-            case.check_value("archs", i, name, got=called[name].item())
-            case.check_value("archs", i, f"as_released_{name}", got=released[name].item())
+        attention, hidden = last_layer_losses(output, said, project, case["in.attention_mask"], faithful=True)
+        case.check_value("archs", i, "att_loss", got=attention.item())
+        case.check_value("archs", i, "rep_loss", got=hidden.item())
+        case.check_value("archs", i, "loss", got=(attention + hidden).item())
+        check_gradients(case, f"grad.{i}.", attention + hidden, parameters)
+        learn = last_layer(model, teacher, project, lambda step, subnet=subnet: [subnet], faithful=True)
+        (piece,) = learn(inputs(case), 1)
+        case.check_value("archs", i, "as_released_att_loss", got=piece["attention_loss"].item())
+        case.check_value("archs", i, "as_released_rep_loss", got=piece["hidden_loss"].item())
         rows = head_rows(model.config, subnet, 0)
-        rows = rows.tolist() if isinstance(rows, Tensor) else list(range(rows))
+        every = torch.arange(model.config.per_layer("qkv_size")[0])
+        rows = every[:rows].tolist() if isinstance(rows, int) else rows.cut(every).tolist()
         case.check_value("archs", i, "qkv_row_index", got=rows)
 
 

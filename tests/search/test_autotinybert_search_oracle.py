@@ -11,7 +11,7 @@ import torch
 from compresskit.models import CompactBertConfig
 from compresskit.search import arch_text, files
 from compresskit.search.predictor import Mlp
-from compresskit.search.select import candidates, fast_rule, obeys_fast_rule, speedup_band
+from compresskit.search.select import candidates, obeys_fast_rule, speedup_band
 from compresskit.search.spaces import RELEASED_GRIDS, SPACES, columns_of, config_at, grid_size
 from tests.oracle_cases import Case, oracle
 
@@ -43,7 +43,7 @@ def test_the_published_predictor_gives_the_originals_features_and_latencies(case
     columns = columns_of(archs)
     features, predicted = Mlp.features(columns), predictor.predict(columns)
     fast = obeys_fast_rule(columns)
-    for n, config in enumerate(archs):
+    for n in range(len(archs)):
         recorded = case.value("rows", n)
         case.check_value(
             "rows", n, "features", got=[type(a)(b) for a, b in zip(recorded["features"], features[n], strict=True)]
@@ -51,7 +51,6 @@ def test_the_published_predictor_gives_the_originals_features_and_latencies(case
         case.check_value("rows", n, "normalised", got=(features[n] / np.array(Mlp.NORM)).tolist())
         case.check_value("rows", n, "predicted_ms", got=float(predicted[n]))
         case.check_value("rows", n, "fast_rule", got=bool(fast[n]))
-        assert fast_rule(config) is bool(fast[n])
     case.check_value("rows_n", got=len(archs))
     case.check_value("feature_norm", got=list(Mlp.NORM))
     case.check_value("lat_norm", got=int(Mlp.UNIT_MS))

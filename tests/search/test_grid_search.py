@@ -16,7 +16,6 @@ from compresskit.search.select import (
     candidates,
     draw,
     evolve,
-    fast_rule,
     latency_limit,
     mutated,
     obeys_fast_rule,
@@ -101,14 +100,7 @@ def test_draws_are_different_candidates_that_obey_the_rule_and_repeat_by_seed(fl
     assert [shape_of(c) for c in first] == [shape_of(c) for c in again] != [shape_of(c) for c in other]
     assert len({shape_of(c) for c in first}) == 10
     assert {shape_of(c) for c in first} <= set(shapes(kept))
-    assert all(select.RULES[rule](c) for c in first)
-
-
-def test_the_fast_rule_of_columns_is_that_of_configs():
-    kept, _ = found("kd")
-    mask = obeys_fast_rule(kept)
-    assert mask.tolist() == [fast_rule(config_at(kept, n, SUPERNET)) for n in range(len(mask))]
-    assert 0 < mask.sum() < len(mask)
+    assert rule == "random" or obeys_fast_rule(columns_of(first)).all()
 
 
 def test_too_few_candidates_are_refused_with_their_number():

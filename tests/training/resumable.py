@@ -21,7 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, CompactBertForSequenceClassification
+from compresskit.models import (
+    CompactBertConfig,
+    CompactBertForMaskedLM,
+    CompactBertForSequenceClassification,
+    CompactBertModel,
+)
 from compresskit.models.heads import labelled_loss
 from compresskit.pruning.masks import MagnitudePruner
 from compresskit.search.spaces import SuperBertKdSpace
@@ -29,7 +34,7 @@ from compresskit.training import distill, prune
 from compresskit.training.finetune import supervised
 from compresskit.training.loop import fit
 from compresskit.training.optim import adamw, linear_schedule
-from compresskit.training.pretrain import Masked, masked_lm, whole_network
+from compresskit.training.pretrain import Masked, dense_fit, last_layer, masked_lm, whole_network
 from compresskit.training.state import TrainingState
 
 STEPS, SAVE_EVERY = 9, 3
@@ -124,6 +129,25 @@ def supernet(folder: Path, observe) -> dict[str, Any]:
     config = CompactBertConfig(**SMALL)
     space = SuperBertKdSpace.within(config)
     return pretrain(folder, observe, lambda step: [None, space.sample(config, Random(step))])
+
+
+def last_layers(folder: Path, observe) -> dict[str, Any]:
+    """A supernet learns a teacher's last layer, two batches' halves and two subnets a step, in float16."""
+    config = CompactBertConfig(**SMALL)
+    space = SuperBertKdSpace.within(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(77)  # the teacher is what it is
+        teacher = CompactBertModel(config.changed(hidden_size=20), add_pooling_layer=False)
+    model = CompactBertModel(config, add_pooling_layer=False)
+    project, _ = dense_fit(16, 20, 0.02, {})
+
+    def subnets(step: int) -> list:
+        return [space.sample(config, Random(2 * step + k)) for k in range(2)]
+
+    return learn(
+        "train", folder, model, last_layer(model, teacher, project, subnets, 2), observe, [project],
+        parts={"projection": project}, autocast=torch.float16,
+    )  # fmt: skip
 
 
 def two_steps(folder: Path, observe) -> dict[str, Any]:
@@ -273,6 +297,7 @@ PLAN: dict[Callable, list[str]] = {
     impatient: [*FEW, "after the file took its place", "after the early stop"],
     pretrain: FEW,
     supernet: FEW,
+    last_layers: FEW,
     two_steps: [name for name in MOMENTS if "part" in name],
     pruning: [*FEW, "after the file took its place"],
     pruning_groups: FEW,

@@ -15,7 +15,7 @@ from torch import Tensor
 from compresskit.training import distributed
 from tests.training.resumable import differences
 
-CASES = ["finetune", "token_means", "masked_words", "pruning", "impatient"]
+CASES = ["finetune", "token_means", "masked_words", "last_layers", "pruning", "impatient"]
 ROOT = Path(__file__).parents[2]
 
 

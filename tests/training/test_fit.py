@@ -277,3 +277,44 @@ def test_fine_tuning_learns_the_labels_of_a_small_task():
     held_out = next(Rows().from_step(1000, 1001))
     labels = held_out.pop("labels")
     assert (model(**held_out).logits.argmax(-1) == labels).float().mean() > 0.9
+
+
+def test_under_autocast_products_are_rounded_and_weights_and_losses_are_not():
+    model, kinds = one_weight(1.0), []
+
+    def pieces(batch, step):
+        for part in (1.0, 2.0):
+            output = model(torch.full((1, 1), 1 + 2**-10))  # bfloat16 has no such number
+            kinds.append((output.dtype, torch.is_autocast_enabled("cpu")))
+            yield {"loss": part * output.float().sum()}
+
+    for dtype, slope in ((torch.bfloat16, 3.0), (None, 3 * (1 + 2**-10))):
+        seen = {}
+        run(model, 1, pieces, autocast=dtype, max_grad_norm=math.inf,
+            observe=lambda step, numbers, seen=seen: seen.update(numbers))  # fmt: skip
+        assert seen["train/grad_norm"] == pytest.approx(slope, rel=1e-6)
+        assert model.weight.dtype == torch.float32
+    assert kinds == [(torch.bfloat16, True)] * 2 + [(torch.float32, False)] * 2
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_in_float16_a_step_that_overflows_is_left_out_and_the_next_has_a_smaller_scale():
+    model, weights, norms = one_weight(1.0), [], []
+    x = torch.full((1, 1), 2.0)  # times 65536 or 32768 no number in float16, times 16384 one
+
+    def observe(step, numbers):
+        weights.append(model.weight.item())
+        norms.append(numbers["train/grad_norm"])
+
+    run(model, 4, lambda batch, step: {"loss": model(x).sum()}, autocast=torch.float16, observe=observe)
+    assert [math.isfinite(norm) for norm in norms] == [False, False, True, True]
+    assert weights[:2] == [1.0, 1.0]
+    assert norms[2:] == [2.0, 2.0]  # without the scale
+    assert weights[2] == pytest.approx(1 - 0.25 / 3)  # clipped to 1
+
+
+def test_a_gradient_that_overflows_at_any_scale_stops_the_run():
+    model = one_weight(1.0)
+    losses = lambda batch, step: {"loss": (model.weight - model.weight.detach()).sqrt().sum()}  # noqa: E731
+    with pytest.raises(FloatingPointError, match="the gradient is"):
+        run(model, 40, losses, autocast=torch.float16)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from compresskit.models import CompactBertConfig, CompactBertForSequenceClassification
+from compresskit.training.distill import intermediate
 from compresskit.training.teacher import TeacherLogits, in_bfloat16, model_digest
 
 
@@ -97,7 +98,8 @@ def test_the_digest_follows_every_weight_and_what_the_config_does_with_them():
 def test_a_bfloat16_teacher_is_a_copy_and_its_change_of_the_loss_is_the_measured_one():
     teacher, student = model(), model(1, num_hidden_layers=1).train()
     state = torch.get_rng_state()
-    half, change = in_bfloat16(teacher, student, [0, 2], None, [batch(1, 2, 3), batch(4, 5)])
+    losses = lambda asked: intermediate(student, asked, [0, 2], None)  # noqa: E731
+    half, change = in_bfloat16(teacher, student, losses, [batch(1, 2, 3), batch(4, 5)])
     assert half.dtype == torch.bfloat16
     assert teacher.dtype == torch.float32
     assert student.training

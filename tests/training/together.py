@@ -20,14 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, CompactBertForSequenceClassification
+from compresskit.models import (
+    CompactBertConfig,
+    CompactBertForMaskedLM,
+    CompactBertForSequenceClassification,
+    CompactBertModel,
+)
 from compresskit.models.heads import labelled_loss
 from compresskit.pruning.masks import MagnitudePruner
 from compresskit.training import distributed, progress, prune
 from compresskit.training.finetune import supervised
 from compresskit.training.loop import fit
 from compresskit.training.optim import linear_schedule
-from compresskit.training.pretrain import Masked, masked_lm
+from compresskit.training.pretrain import Masked, dense_fit, last_layer, masked_lm
 from compresskit.training.state import TrainingState
 
 STEPS = 7
@@ -53,9 +58,10 @@ def model(**changes: Any) -> CompactBertForSequenceClassification:
     return CompactBertForSequenceClassification(CompactBertConfig(**{**SMALL, **changes}))
 
 
-def learn(student: Any, losses: Callable, batches: Any = None, **more: Any) -> dict[str, Any]:
+def learn(student: Any, losses: Callable, batches: Any = None, modules: Any = (), **more: Any) -> dict[str, Any]:
     """One loop with plain gradient descent, which hides no factor; returns all that it leaves and says."""
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.3, weight_decay=0.01)
+    trained = [parameter for module in (student, *modules) for parameter in module.parameters()]
+    optimizer = torch.optim.SGD(trained, lr=0.3, weight_decay=0.01)
     numbers: dict[int, dict[str, float]] = {}
     best = fit(
         student, batches or Rows(), losses, optimizer, linear_schedule(optimizer, STEPS, 0.3), STEPS,
@@ -112,7 +118,19 @@ def masked_words(folder: Path) -> dict[str, Any]:
         chosen = (chosen & batch["attention_mask"].bool()) | (torch.arange(8) == 1)
         return ids.masked_fill(chosen, 4), ids.masked_fill(~chosen, -100)
 
-    return learn(student, masked_lm(student, labelled_loss), batches=Masked(Rows(), mask))
+    return learn(student, masked_lm(student, labelled_loss, micro_batches=2), batches=Masked(Rows(), mask))
+
+
+def last_layers(folder: Path) -> dict[str, Any]:
+    """Two subnets learn a teacher's last layer; every process has another number of tokens, in two parts."""
+    config = CompactBertConfig(**SMALL)
+    student, teacher = (CompactBertModel(config, add_pooling_layer=False) for _ in range(2))
+    project, _ = dense_fit(16, 16, 0.2, {})
+    narrow = config.changed(num_hidden_layers=1, hidden_size=8, qkv_size=6)
+    return learn(
+        student, last_layer(student, teacher, project, lambda step: [None, narrow], 2), modules=[project],
+        parts={"projection": project},
+    )  # fmt: skip
 
 
 def impatient(folder: Path) -> dict[str, Any]:
@@ -208,7 +226,7 @@ def together(case: Callable, folder: Path, size: int, seed: int = 1) -> list[int
 
 def main(folder: Path) -> None:
     """Every case in one process, in two, and in three."""
-    for case in (finetune, token_means, masked_words, pruning, impatient, one_bad_row):
+    for case in (finetune, token_means, masked_words, last_layers, pruning, impatient, one_bad_row):
         for size in (1, 2, 3):
             statuses = together(case, folder / case.__name__, size)
             assert statuses == [0] * size, (case, statuses)
