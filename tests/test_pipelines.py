@@ -174,6 +174,7 @@ def test_the_variants_of_sparseberts_ablation_have_one_start_and_as_many_updates
 @pytest.mark.parametrize("flavour", ["kd", "mlm"])
 def test_autotinybert_searches_the_released_grid_with_the_published_numbers(project, flavour):
     found = steps(f"autotinybert-{flavour}.yaml", speedup=4.6)
+    assert {step.data_dir for step in found.values() if hasattr(step, "data_dir")} == {"somewhere"}
     assert list(found) == ["text", "supernet", "timed", "found", "further", "mnli", "squad", "on_mnli", "on_squad"]
     supernet, search, further = found["supernet"], found["found"], found["further"]
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")

@@ -101,7 +101,7 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
 
 
 def read_when_there(path: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # importing torch three times, on a busy machine
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline, f"{path} was not written"
         time.sleep(0.1)
