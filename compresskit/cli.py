@@ -250,7 +250,7 @@ def report(
 def study(
     pipeline: Annotated[str, Argument(help="Name of a pipeline that was run on one or several tasks and seeds.")],
     out: Annotated[Path, Argument(help="Markdown file; its data and plot go beside it.")],
-    against: Annotated[str, Option(help="The model that gains refer to.")] = "baseline-labels-only",
+    against: Annotated[list[str] | None, Option(help="A model that gains refer to; repeatable.")] = None,
     command: Annotated[str, Option(help="How the runs were made, for the reader to repeat.")] = "",
     note: Annotated[str, Option(help="What else the reader has to know of the runs.")] = "",
     also: Annotated[list[str] | None, Option(help="A pipeline that makes some of the same models; repeatable.")] = None,
@@ -259,7 +259,7 @@ def study(
     """Write a page of results from a pipeline's finished runs: scores, gains, speed, by task."""
     from compresskit.stages import study as stage
 
-    stage.study(pipeline, against, out, command, note, also or ())
+    stage.study(pipeline, against or ["baseline-labels-only"], out, command, note, also or ())
     typer.echo(f"{pipeline}: {out}")
 
 

@@ -58,7 +58,6 @@ CLAIMED = {
         "adaptive_warmup",
         "mask_counts",
         "arch_sampling",
-        "generate_data",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
 }

@@ -298,7 +298,7 @@ def test_sparseberts_pipelines_run_at_two_steps_and_can_be_studied(project, made
     variables = {"task": "mrpc", "teacher": "models:/teacher-mrpc@latest", "student": made / "encoder"}
     run(project, "sparsebert-ablation.yaml", **variables, data_dir=made, max_rows=300, max_steps=2)
     run(project, "sparsebert-95.yaml", **variables, data_dir=made, max_rows=300, max_steps=2, seed=43)
-    study.study("sparsebert-ablation", "sparsebert-95", project / "page.md", "as in the test", also=["sparsebert-95"])
+    study.study("sparsebert-ablation", ["sparsebert-95"], project / "page.md", "as in the test", also=["sparsebert-95"])
     page = (project / "page.md").read_text()
     ways = ["sparsebert", "sparsebert-prune-then-distil", "baseline-labels-only"]
     for name in [*(f"{way}-{percent}" for way in ways for percent in (80, 90, 95)), "baseline-teacher"]:

@@ -155,7 +155,7 @@ def pareto_plot(rows: pd.DataFrame, cost: str = "latency_p50_ms") -> Figure:
 
 @_styled
 def scores_plot(rows: pd.DataFrame) -> Figure:
-    """Scores of several models on several tasks: a panel for each task, a line for each model.
+    """Scores of several models on several tasks: a panel for each task, a line for each model, empty where it has none.
 
     rows: columns task, metric, name, score_pct, low_pct, high_pct, and seeds, a list of each seed's score.
     """
@@ -163,9 +163,9 @@ def scores_plot(rows: pd.DataFrame) -> Figure:
     figure = Chart(width=2.2 + 2.4 * len(tasks), height=1.2 + 0.38 * len(names))
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for ax, task in zip(panels, tasks, strict=True):
-        of_task = rows[rows["task"] == task].set_index("name").loc[names]
-        for height, (name, row) in enumerate(of_task.iterrows()):
-            color = COLORS.get(str(name).partition("-")[0], GREY)
+        of_task = rows[rows["task"] == task]
+        for _, row in of_task.sort_values("name", key=lambda column: column.map(names.index)).iterrows():
+            height, color = names.index(row["name"]), COLORS.get(str(row["name"]).partition("-")[0], GREY)
             ax.plot([row["low_pct"], row["high_pct"]], [height, height], color=color, linewidth=2, alpha=0.5)
             if len(row["seeds"]) > 1:
                 ax.plot(row["seeds"], [height] * len(row["seeds"]), "|", color=color, markersize=11)

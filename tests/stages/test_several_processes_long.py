@@ -122,6 +122,41 @@ def test_two_processes_and_two_nodes_end_with_the_model_of_one(project, start):
     assert distance(alone, weights()) < 1e-4
 
 
+PRETRAIN = """
+corpus: bundled
+max_seq_len: 32
+batch_size: 8
+max_steps: 12
+learning_rate: 1e-3
+dropout: 0
+num_hidden_layers: 3
+hidden_size: 24
+num_attention_heads: 2
+intermediate_size: 48
+gradient_accumulation_steps: 2
+subnets_per_step: 2
+"""
+
+
+@pytest.mark.parametrize("given", ["supernet: kd\nteacher: teacher\n", "supernet: mlm\nvocabulary: teacher\n"])
+def test_a_supernet_of_two_processes_is_that_of_one(project, start, given):
+    shutil.copy(ROOT / "notebooks" / "pretrain.ipynb", project / "notebooks")
+    (project / "pretrain-tiny.yaml").write_text(PRETRAIN + given)
+    command = ["-m", "compresskit.cli", "run", "pretrain", "--params", "pretrain-tiny.yaml"]
+    found = []
+    for processes in ([], ["--nproc", "2"]):
+        ended(start(*command, *processes))
+        history = tracking.history(last_run().info.run_id)
+        losses = history[history["key"].str.contains("loss")]
+        found.append((weights(), {(row.step, row.key): row.value for row in losses.itertuples()}))
+    (alone, numbers), (together, others) = found
+    assert {key for _, key in numbers} >= {"train/loss", "train/loss_whole", "train/loss_subnets", "eval/loss"}
+    assert others == pytest.approx(numbers, rel=1e-4)
+    # a key's bias has no gradient but rounding, of which Adam makes steps of its own; it changes no output
+    real = {name: tensor for name, tensor in alone.items() if not name.endswith("self.key.bias")}
+    assert distance(real, together) < 1e-4
+
+
 def kernel_of(run: Any) -> psutil.Process:
     """The process that trains for the run."""
     return psutil.Process(int(run.data.tags["process"].split("/")[1]))

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from compresskit import tracking
-from compresskit.evaluation import glue
+from compresskit.evaluation import figures, glue
 from compresskit.stages import study
 from compresskit.stages.published import PUBLISHED, Comparison, Published
 
@@ -79,7 +79,7 @@ def test_a_study_gathers_the_newest_run_of_each_task_and_seed(store):
     pipeline_run("cola", 1, MODELS)
     pipeline_run("rte", 1, MODELS, finished=False)
     out = store / "docs" / "page.md"
-    study.study("ablation", "baseline-labels-only", out, "first\nsecond", "By hand.")
+    study.study("ablation", ["baseline-labels-only"], out, "first\nsecond", "By hand.")
     data = json.loads(out.with_suffix(".json").read_text())
     assert list(data["tasks"]) == ["cola", "sst2"]
     found = data["tasks"]["sst2"]
@@ -104,7 +104,7 @@ def test_a_study_shows_the_settings_that_its_pipeline_has_and_the_zeros_of_prune
     settings = {"task": "sst2", "seed": 1, "data_dir": "", "student": "nowhere", "max_seq_len": 32, "epochs": 3,
                 "max_steps": 5, "learning_rate": 5e-5, "threads": 1}  # fmt: skip
     pipeline_run("sst2", 1, MODELS, settings, sparsity=0.8)
-    data = study.collect("ablation", "baseline-labels-only", "")
+    data = study.collect("ablation", ["baseline-labels-only"], "")
     names = ["max_seq_len", "epochs", "max_steps", "learning_rate", "threads"]
     assert list(data["tasks"]["sst2"]["settings"]) == names
     assert f"| task | seeds | dev rows | {' | '.join(names)} | minutes of training |" in study.training_table(data)
@@ -123,16 +123,21 @@ def test_another_pipeline_adds_seeds_and_tasks_for_some_of_the_models(store):
     pipeline_run("mrpc", 1, MODELS, {"task": "mrpc", "seed": 1, **settings}, sparse_ms=0.5, sparsity=0.9)
     for task, seed in (("mrpc", 2), ("qnli", 1)):
         pipeline_run(task, seed, some, {"task": task, "seed": seed, **settings}, pipeline="fewer")
-    assert list(study.collect("ablation", "baseline-teacher", "")["tasks"]) == ["mrpc"]
-    data = study.collect("ablation", "baseline-teacher", "", also=["fewer"])
+    assert list(study.collect("ablation", ["baseline-teacher"], "")["tasks"]) == ["mrpc"]
+    data = study.collect("ablation", ["baseline-teacher"], "", also=["fewer"])
     assert {name: list(of_seed) for name, of_seed in data["tasks"]["mrpc"]["logits"].items()} == {
         "baseline-teacher": ["1", "2"], "baseline-labels-only": ["1"], "tinybert-both": ["1", "2"]
     }  # fmt: skip
     assert study.variants(data) == ["baseline-labels-only", "tinybert-both", "baseline-teacher"]
-    tables = (study.scores_table, study.gains_table, study.sizes_table)
-    rows = [next(line for line in table(data).splitlines() if "| baseline-labels-only |" in line) for table in tables]
+    tables = study.scores_table(data), study.gains_table(data, "baseline-teacher"), study.sizes_table(data)
+    rows = [next(line for line in table.splitlines() if "| baseline-labels-only |" in line) for table in tables]
     assert all(row.endswith("|  |") for row in rows[:2])  # it was not made for the second task
     assert rows[2].endswith("| 90.0 | 8.0 | 5.0 | 2.0 (1.00x) | 0.5 (4.00x) |  |  |")
+    study.study("ablation", ["baseline-teacher", "tinybert-both"], store / "page.md", "", also=["fewer"])
+    page = (store / "page.md").read_text()
+    assert all(study.gains_table(data, name) in page for name in ("baseline-teacher", "tinybert-both"))
+    panels = figures.scores_plot(study.score_rows(data)).axes
+    assert [len([line for line in ax.lines if line.get_marker() == "o"]) for ax in panels] == [3, 2]
 
 
 def test_a_model_that_only_a_later_run_has_is_named(store):
@@ -141,12 +146,12 @@ def test_a_model_that_only_a_later_run_has_is_named(store):
     pipeline_run("mrpc", 2, {"baseline-teacher": 0.9, "tinybert-new": 0.7}, {"task": "mrpc", "seed": 2, **settings},
                  pipeline="more")  # fmt: skip
     with pytest.raises(ValueError, match=r"mrpc: run .* has models that a run before it lacks: tinybert-new"):
-        study.collect("ablation", "baseline-teacher", "", also=["more"])
+        study.collect("ablation", ["baseline-teacher"], "", also=["more"])
 
 
 def test_published_figures_stand_beside_ours_in_the_same_measure(store, monkeypatch):
     pipeline_run("mrpc", 1, MODELS)
-    data = study.collect("ablation", "baseline-teacher", "")
+    data = study.collect("ablation", ["baseline-teacher"], "")
     line = Published("theirs", "dev", {"mrpc": 90.5}, verified=True)
     comparison = Comparison((line,), "Compare with care.", {"mrpc": "f1"}, ("tinybert-both",))
     monkeypatch.setitem(PUBLISHED, "ablation", comparison)
@@ -160,25 +165,25 @@ def test_published_figures_stand_beside_ours_in_the_same_measure(store, monkeypa
 
 def test_the_interval_of_a_difference_is_of_the_same_rows(store):
     pipeline_run("sst2", 1, MODELS)
-    data = study.collect("ablation", "baseline-labels-only", "")
+    data = study.collect("ablation", ["baseline-labels-only"], "")
     found = data["tasks"]["sst2"]
     assert study.interval("sst2", found, "tinybert-both", "tinybert-both") == (0, 0)
     low, high = study.interval("sst2", found, "baseline-teacher", "baseline-labels-only")
     gain = study.scores("sst2", found, "baseline-teacher")[0] - study.scores("sst2", found, "baseline-labels-only")[0]
     assert 0 < low < gain < high
-    assert f"**{gain:+.1f}** ({low:+.1f} – {high:+.1f})" in study.gains_table(data)
-    assert "| baseline-labels-only |" not in study.gains_table(data)
+    assert f"**{gain:+.1f}** ({low:+.1f} – {high:+.1f})" in study.gains_table(data, "baseline-labels-only")
+    assert "| baseline-labels-only |" not in study.gains_table(data, "baseline-labels-only")
 
 
 def test_what_is_missing_is_named(store):
     with pytest.raises(ValueError, match="no finished run of the pipeline 'ablation'; run params/pipelines/ablation"):
-        study.collect("ablation", "baseline-labels-only", "")
+        study.collect("ablation", ["baseline-labels-only"], "")
     tracking.start("pipeline", "x", "other", {"task": "sst2"}, tags={"pipeline": "other"}).finish()
     with pytest.raises(ValueError, match=r"max_seq_len; run .* has no seed, data_dir, student, max_seq_len"):
-        study.collect("other", "x", "")
+        study.collect("other", ["x"], "")
     pipeline_run("sst2", 1, MODELS)
-    with pytest.raises(ValueError, match=r"sst2 has no model 'x'; there are .*tinybert-both"):
-        study.collect("ablation", "x", "")
+    with pytest.raises(ValueError, match=r"no run of ablation has a model 'x'; there are .*tinybert-both"):
+        study.collect("ablation", ["x"], "")
     pipeline_run("sst2", 2, MODELS)
     before = tracking.read_json
     with pytest.MonkeyPatch.context() as patch:
@@ -188,4 +193,4 @@ def test_what_is_missing_is_named(store):
             lambda run, path: {**before(run, path), "labels": [next(other)]} if "pred" in path else before(run, path),
         )  # fmt: skip
         with pytest.raises(ValueError, match="scored on other dev rows"):
-            study.collect("ablation", "baseline-labels-only", "")
+            study.collect("ablation", ["baseline-labels-only"], "")
