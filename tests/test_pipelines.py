@@ -180,6 +180,7 @@ def test_autotinybert_searches_the_released_grid_with_the_published_numbers(proj
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     assert tuple(getattr(supernet, name) for name in names) == (8, 768, 12, 3072)
     assert (supernet.supernet, supernet.learning_rate, supernet.warmup_steps) == (flavour, 1e-4, 10000)
+    assert supernet.max_position_embeddings >= found["squad"].max_seq_len == 384
     assert supernet.teacher == ("google/electra-base-discriminator" if flavour == "kd" else "")
     assert (search.space, search.generation_size, search.parents, search.score_on) == (
         "released",

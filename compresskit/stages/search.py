@@ -390,6 +390,12 @@ def open(params: SearchParams) -> Search:
         raise ValueError(f"{params.supernet} has no head for masked words; score_on tasks instead")
     supernet = on_device(extract.whole_model(checkpoint, heads=True))
     tokenizer = tokenizer_for(folder, supernet.config.vocab_size)
+    for task, recipe in recipes.items():
+        if recipe.max_seq_len > (most := supernet.config.max_position_embeddings):
+            raise ValueError(
+                f"{task} is fine-tuned on {recipe.max_seq_len} tokens, the supernet takes {most}; set "
+                f"recipes.{task} to {{max_seq_len: {most}}} or less"
+            )
     space = _space(params, supernet.config)
     journal = Journal(session.folder / "journal.jsonl")
     latency, known, base_ms = _latency(params, supernet.config, journal)
