@@ -223,7 +223,7 @@ def test_comparisons_are_the_median_of_the_first_generation_and_a_uniform_networ
         ({"score_on": ["sst2"], "recipes": {"mrpc": {"max_seq_len": 9}}}, "recipes names mrpc, which is not in"),
         ({"score_on": ["sst3"]}, "unknown task 'sst3'; did you mean 'sst2'"),
         ({"score_on": ["sst2"], "recipes": {"sst2": {"epochs": 9}}}, "recipes.sst2: 'epochs' is no parameter"),
-        ({"score_on": ["sst2"], "recipes": {"sst2": {"max_seq_len": 600}}}, "on 600 tokens, the supernet takes 512; set"),
+        ({"score_on": ["sst2"], "recipes": {"sst2": {"max_seq_len": 600}}}, "600 tokens, the supernet takes 512; set"),
         ({"max_latency_ms": 0.5}, r"none of 60 timed .* takes 0.425 to 0.5 ms: they take 1.* change the limit"),
         ({"max_parameters": 10}, "none of .* architectures keeps parameters from 0 to 10 .the space has"),
         ({"generation_size": 500}, "architectures keep the limits, 500 are wanted; ask for fewer"),
