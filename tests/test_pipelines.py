@@ -351,7 +351,7 @@ def test_autotinyberts_pipelines_run_at_two_steps_and_can_be_studied(project, ma
     variables = {"task": "mrpc", "slow": f"runs:/{slow}", "fast": f"runs:/{fast}", "corpus": corpus, "max_steps": 2}
     variables |= {"student": "models:/autotinybert-quick-supernet@latest", "encoder": made / "encoder"}
     run(project, "autotinybert-compare.yaml", **variables, data_dir=made, max_rows=300, pretrain_steps=2)
-    study.study("autotinybert-compare", "baseline-slow-uniform", project / "page.md", "as in the test")
+    study.study("autotinybert-compare", ["baseline-slow-uniform"], project / "page.md", "as in the test")
     page = (project / "page.md").read_text()
     for name in ("autotinybert-slow", "baseline-slow-median", "autotinybert-fast", "baseline-fast-uniform"):
         assert f"\n| {name} | " in page
