@@ -34,6 +34,7 @@ num_hidden_layers: int = 4  # of a new model
 hidden_size: int = 128  # of a new model
 num_attention_heads: int = 4  # of a new model; with a teacher as many as it has
 intermediate_size: int = 512  # of a new model
+max_position_embeddings: int = 0  # longest input of a new model, in tokens; 0: max_seq_len, 128 at least
 dropout: float = 0.1  # of a new model's states and attention; 0 suits short runs
 initializer_range: float = 0.02  # of a new model
 supernet: str = ""  # subnets of this search space learn; mlm drops heads, kd narrows them; empty: the model alone

@@ -66,13 +66,12 @@ assert PUBLISHED.keys() == TASKS.keys()
 
 
 def recipe(task: str, changes: Mapping[str, Any], **settings: Any) -> Recipe:
-    """The published recipe of a task with `changes` and, for all tasks alike, `settings` that are not 0.
+    """The published recipe of a task with `changes` and, for all tasks alike, `settings`.
 
     Raises ValueError for an unknown task and ParamsError for what is no part of a recipe.
     """
     task_named(task)
-    given = {name: value for name, value in settings.items() if value}
-    return Recipe.checked({"task": task, **PUBLISHED[task], **given, **changes}, lambda name: f"recipes.{task}: ")
+    return Recipe.checked({"task": task, **PUBLISHED[task], **settings, **changes}, lambda name: f"recipes.{task}: ")
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class PretrainParams(Params):
     hidden_size: int = Field(128, ge=1)
     num_attention_heads: int = Field(4, ge=1)
     intermediate_size: int = Field(512, ge=1)
+    max_position_embeddings: int = Field(0, ge=0)  # of a new model; 0: max_seq_len, 128 at least
     dropout: float = Field(0.1, ge=0, lt=1)  # of a new model's states and attention; 0 suits short runs
     initializer_range: float = Field(0.02, gt=0)  # of a new model
     supernet: Literal["", "mlm", "kd"] = ""  # subnets of this search space learn; mlm drops heads, kd narrows them
@@ -341,5 +342,5 @@ def new_config(params: PretrainParams, vocab_size: int) -> CompactBertConfig:
         hidden_dropout_prob=params.dropout,
         attention_probs_dropout_prob=params.dropout,
         initializer_range=params.initializer_range,
-        max_position_embeddings=max(128, params.max_seq_len),
+        max_position_embeddings=params.max_position_embeddings or max(128, params.max_seq_len),
     )

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from compresskit.kernels.float32 import choose_float32_matmul
 from compresskit.training.progress import HEADLESS
 
 ATTEMPTS = 2  # at a job whose process died: what kills twice, such as too little memory, kills again
@@ -109,6 +110,7 @@ def _serve(connection: Connection, number: int, threads: int, make: Callable[[],
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    choose_float32_matmul()  # as every stage's session does: all processes reckon alike
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
     work: Work | None = None

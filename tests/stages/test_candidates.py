@@ -56,7 +56,9 @@ def test_the_recipes_are_those_of_the_released_program():
 
 
 def test_what_a_recipe_changes_is_checked_by_name():
-    changed = recipe("mnli", {"num_train_epochs": "1", "eval_every": 100.0}, max_steps=5, max_rows=0)
+    settings = {"max_steps": 5, "max_rows": 0, "seed": 0, "data_dir": ""}
+    changed = recipe("mnli", {"num_train_epochs": "1", "eval_every": 100.0}, **settings)
+    assert {name: getattr(changed, name) for name in settings} == settings
     assert (changed.num_train_epochs, changed.eval_every, changed.max_steps, changed.max_rows) == (1, 100, 5, 0)
     with pytest.raises(ParamsError, match=r"^recipes.mnli: 'epochs' is no parameter of recipe"):
         recipe("mnli", {"epochs": 1})

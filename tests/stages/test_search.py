@@ -12,11 +12,12 @@ import torch
 from compresskit import tracking
 from compresskit.data import bundled, vocabulary
 from compresskit.evaluation import latency
+from compresskit.kernels.float32 import choose_float32_matmul
 from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, CompactBertModel, checkpoints, elastic
-from compresskit.search import arch_text, files
+from compresskit.search import arch_text, files, predictor
 from compresskit.search.select import obeys_fast_rule
 from compresskit.search.spaces import columns_of
-from compresskit.stages import candidates, search
+from compresskit.stages import candidates, latency_predictor, search
 from compresskit.stages.search import SearchParams
 
 TASKS = {
@@ -223,6 +224,7 @@ def test_comparisons_are_the_median_of_the_first_generation_and_a_uniform_networ
         ({"score_on": ["sst2"], "recipes": {"mrpc": {"max_seq_len": 9}}}, "recipes names mrpc, which is not in"),
         ({"score_on": ["sst3"]}, "unknown task 'sst3'; did you mean 'sst2'"),
         ({"score_on": ["sst2"], "recipes": {"sst2": {"epochs": 9}}}, "recipes.sst2: 'epochs' is no parameter"),
+        ({"score_on": ["sst2"], "recipes": {"sst2": {"max_seq_len": 600}}}, "600 tokens, the supernet takes 512; set"),
         ({"max_latency_ms": 0.5}, r"none of 60 timed .* takes 0.425 to 0.5 ms: they take 1.* change the limit"),
         ({"max_parameters": 10}, "none of .* architectures keeps parameters from 0 to 10 .the space has"),
         ({"generation_size": 500}, "architectures keep the limits, 500 are wanted; ask for fewer"),
@@ -244,3 +246,22 @@ def test_a_supernet_without_a_head_is_scored_on_tasks_and_its_projection_goes_al
     _, table, result = run(made, supernet=str(bare), **TASKS, generations=["random"])
     kept = checkpoints.read(tracking.resolve(result["model"])).training_only["dense_fit.weight"]
     assert kept.equal(projection[:, : table["hidden_size"].iloc[0]])
+
+
+@pytest.mark.parametrize("over", ["supernet", "bert-base"])
+def test_a_predictor_says_the_limit_and_under_which_conditions_it_holds(made, over):
+    choose_float32_matmul()
+    conditions = latency_predictor.conditions("kd", 1, 1, 32, "wall")
+    line = predictor.FlopsLine(1.0, 1e-6, 32)
+    own = line.predict(columns_of([made.config]))[0]
+    references = {"bert-base": 2 * own, "supernet": 9 * own}  # as if taken on a busy machine
+    predictor.LatencyPredictor(line, conditions, [], 1.0, references).save(made.folder / "predictor")
+    given = {"predictor": str(made.folder / "predictor"), "speedup_over": over, "generations": ["random"]}
+    stage, table, result = run(made, **given, speedup=1.5 if over == "supernet" else 3)
+    assert result["limits_ms"] == pytest.approx([0.85 * own / 1.5, 1.1 * own / 1.5])
+    columns = {name: table[name].to_numpy() for name in elastic_sizes()}
+    assert table["latency_ms"].tolist() == pytest.approx(line.predict(columns).tolist())
+    assert stage.conditions == conditions
+    for differs in ("mlm", "flavour"):
+        with pytest.raises(ValueError, match=f"the latencies were measured with .*{differs}"):
+            run(made, **given, flavour="mlm")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from compresskit.kernels.float32 import choose_float32_matmul
 from compresskit.stages.workers import WorkerFailed, Workers
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,8 @@ class Double:
             os.kill(os.getpid(), signal.SIGKILL)
         if number == 9:
             os._exit(3)
-        return {"twice": 2 * number, "pid": os.getpid()}
+        reckoning = (torch.get_num_threads(), torch.get_float32_matmul_precision())
+        return {"twice": 2 * number, "pid": os.getpid(), "reckoning": reckoning}
 
 
 def results(count, numbers, folder=Path()):
@@ -39,6 +42,7 @@ def results(count, numbers, folder=Path()):
 def test_one_or_several_processes_give_the_same_results(capfd):
     here, there = results(1, range(5)), results(2, range(5))
     assert {name: found["twice"] for name, found in there.items()} == {f"job {n}": 2 * n for n in range(5)}
+    assert {f["reckoning"] for f in there.values()} == {(1, choose_float32_matmul().precision)}
     assert [found["twice"] for found in here.values()] == [0, 2, 4, 6, 8]
     assert {found["pid"] for found in here.values()} == {os.getpid()}
     pids = {found["pid"] for found in there.values()}
@@ -101,7 +105,7 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
 
 
 def read_when_there(path: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # importing torch three times, on a busy machine
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline, f"{path} was not written"
         time.sleep(0.1)
