@@ -16,7 +16,8 @@ from compresskit.kernels import sparse_linear
 from compresskit.kernels.sparse_linear import BLOCKS, IMPLEMENTATIONS, MAX_COLUMNS, SparseWeight
 
 # float32 sums of up to 3072 products stay near 3e-7 of the result; bfloat16 rounds it to 8 bits, 2e-3 on average
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-3}
+# One output alone may be rounded to bfloat16 by 2⁻⁸ = 3.9e-3 of itself.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 4e-3}
 
 
 @pytest.fixture
