@@ -103,7 +103,9 @@ class SelfAttention(nn.Module):
         else:
             dropout = self.dropout.p if self.training else 0.0
             context = attention.fused(query, key, value, mask, dropout)
-        return context.transpose(1, 2).flatten(2), Inside(query, key, scores, probabilities)
+        # with one row per head it is a view, and torch multiplies that otherwise by a parameter than by a part of one
+        context = context.transpose(1, 2).flatten(2).contiguous()
+        return context, Inside(query, key, scores, probabilities)
 
 
 class AddAndNorm(nn.Module):

@@ -38,6 +38,8 @@ SUBNETS = {
         "intermediate_size": 100,
     },
     "kd flavour": {"num_hidden_layers": 3, "hidden_size": 40, "qkv_size": 66, "intermediate_size": 100},
+    "one row per head": {"hidden_size": 3, "num_attention_heads": 2, "qkv_size": 2, "intermediate_size": 1},
+    "five single rows": {"hidden_size": 10, "num_attention_heads": 5, "qkv_size": 5, "intermediate_size": 3},
     "both": {"hidden_size": 50, "num_attention_heads": 3, "qkv_size": 27},
     "per layer": {
         "hidden_size": 48,

@@ -25,7 +25,6 @@ from compresskit.search.spaces import (
     rows,
     space_of,
 )
-from tests.oracle_cases import oracle
 
 
 @st.composite
@@ -164,20 +163,3 @@ def test_a_supernet_as_wide_as_the_published_one_has_the_published_values(flavou
         assert space_of(flavour, CompactBertConfig(num_hidden_layers=layers)) == SPACES[flavour]()
     for other in (CompactBertConfig(num_hidden_layers=7), CompactBertConfig(hidden_size=384, num_attention_heads=12)):
         assert space_of(flavour, other) == SPACES[flavour].within(other)
-
-
-@pytest.mark.oracle
-@pytest.mark.parametrize("case", oracle("autotinybert", "arch_sampling"), ids=str)
-def test_a_seed_draws_the_architecture_of_the_original(case):
-    supernet = CompactBertConfig(num_hidden_layers=8)
-    for i, row in enumerate(case.value("rows")):
-        for flavour, space in SPACES.items():
-            drawn = space().sample(supernet, Random(row["seed"]))
-            layers = {
-                "sample_intermediate_sizes": "intermediate_size",
-                "sample_num_attention_heads": "num_attention_heads",
-                "sample_qkv_sizes": "qkv_size",
-            }
-            text = {"sample_layer_num": drawn.num_hidden_layers, "sample_hidden_size": drawn.hidden_size}
-            text |= {theirs: drawn.per_layer(ours) for theirs, ours in layers.items()}
-            case.check_value("rows", i, flavour, got=text)
