@@ -338,7 +338,8 @@ def test_autotinyberts_pipelines_run_at_two_steps_and_can_be_studied(project, ma
         "clock": "cpu",
     }
     for flavour, encoder in (("kd", "teacher"), ("mlm", "vocabulary")):
-        out = run(project, f"autotinybert-{flavour}.yaml", **short, **paper, **{encoder: made / "encoder"}, speedup=1.05)
+        own = {encoder: made / "encoder", "speedup": 1.05}
+        out = run(project, f"autotinybert-{flavour}.yaml", **short, **paper, **own)
         assert "[9/9] on_squad" in out
 
     quick = {"text": "bundled", "encoder": made / "encoder", "data_dir": made, "clock": "cpu", "candidate_steps": 2}
