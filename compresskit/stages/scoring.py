@@ -9,12 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from compresskit.models import CompactBertConfig
+import torch
+
+from compresskit.data import corpora, masking
+from compresskit.data.batching import Batches
+from compresskit.models import CompactBertConfig, CompactBertForMaskedLM
 from compresskit.search import arch_text
 from compresskit.stages.candidates import Job
+from compresskit.stages.inputs import corpus_file
 from compresskit.stages.journal import Journal
+from compresskit.stages.pretrain import masked_lm_loss
 from compresskit.stages.workers import Workers
 from compresskit.training.progress import Progress
 
@@ -71,6 +77,30 @@ class InPlace:
 
     def forget(self) -> None:
         """Nothing was kept."""
+
+
+class TextParams(Protocol):
+    """The parameters of a search that say which text scores subnets in place."""
+
+    corpus: str
+    corpus_rows: int
+    max_seq_len: int
+    seed: int
+
+
+def masked_lm_score(
+    params: TextParams, supernet: CompactBertForMaskedLM, tokenizer: Any
+) -> Callable[[CompactBertConfig], float]:
+    """Minus the masked-word loss of a subnet in place, on rows and masks that are the same for every one."""
+    rows = corpora.encode(corpus_file(params.corpus), tokenizer, params.max_seq_len).shuffle(seed=params.seed)
+    rows = rows.select(range(min(params.corpus_rows, len(rows))))
+    batches = Batches(rows, 32, params.seed, tokenizer.pad_token_id, shuffle=False)
+
+    def mask(batch: dict[str, torch.Tensor], step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(params.seed * 1_000_003 + step)
+        return masking.mask_tokens(batch["input_ids"], batch["attention_mask"], tokenizer, generator)
+
+    return lambda config: -masked_lm_loss(supernet, batches, mask, config)
 
 
 def _in_place(config: CompactBertConfig) -> str:

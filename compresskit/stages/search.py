@@ -11,32 +11,27 @@ from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from compresskit import tracking
-from compresskit.data import corpora, masking
-from compresskit.data.batching import Batches
 from compresskit.evaluation import figures
 from compresskit.evaluation.latency import Clock
 from compresskit.models import CompactBertConfig, CompactBertForMaskedLM, checkpoints, elastic, presets
 from compresskit.models.bert import CompactBertPreTrainedModel
-from compresskit.search import arch_text, files, predictor, select
-from compresskit.search.costs import Flops, ModelBytes, Parameters
+from compresskit.search import arch_text, files, select
+from compresskit.search.costs import Flops, Parameters
 from compresskit.search.halving import Trial, successive_halving
 from compresskit.search.predictor import Conditions, Predictor
 from compresskit.search.select import Constraint
-from compresskit.search.spaces import DIMENSIONS, RELEASED_GRIDS, Columns, Space, columns_of, rows, space_of
+from compresskit.search.spaces import DIMENSIONS, Columns, Space, columns_of, rows
 from compresskit.search.uniform import uniform_near
-from compresskit.stages import candidates, extract
-from compresskit.stages.inputs import corpus_file, tokenizer_for
+from compresskit.stages import candidates, extract, limits
+from compresskit.stages.inputs import tokenizer_for
 from compresskit.stages.journal import Journal
-from compresskit.stages.latency_predictor import conditions
 from compresskit.stages.params import Params
-from compresskit.stages.pretrain import masked_lm_loss
-from compresskit.stages.scoring import MASKED_LM, FineTuned, InPlace, Scoring, name_of
+from compresskit.stages.scoring import MASKED_LM, FineTuned, InPlace, Scoring, masked_lm_score, name_of
 from compresskit.stages.session import Session, model_folder, on_device
 from compresskit.stages.timing import Timed, measure, timed_candidates
 from compresskit.stages.workers import Workers
@@ -266,7 +261,7 @@ class Search:
 
     def cloud(self) -> Figure:
         """The space, the candidates of each generation and the winner, by latency and parameters."""
-        return figures.search_cloud(self._space_points(), self.table(), *self.limits)
+        return figures.search_cloud(self._space_points(), self.table(), *self.limits_ms)
 
     def evolution(self) -> Figure:
         """Scores of each generation."""
@@ -274,14 +269,14 @@ class Search:
 
     def front(self) -> Figure:
         """Score against latency of all candidates, and the front."""
-        return figures.search_scatter(self.table(), self.limits[1])
+        return figures.search_scatter(self.table(), self.limits_ms[1])
 
     def agreement(self) -> Figure:
         """Predicted against measured latency of the finalists."""
-        return figures.finalists_plot(self.finalists(), *self.limits)
+        return figures.finalists_plot(self.finalists(), *self.limits_ms)
 
     @property
-    def limits(self) -> tuple[float, float]:
+    def limits_ms(self) -> tuple[float, float]:
         """Lowest and highest latency in ms that were allowed."""
         return self.constraints[-1].low, self.constraints[-1].high
 
@@ -316,7 +311,7 @@ class Search:
             "score": best.score,
             "latency_ms": self.measured_ms[name_of(best.config)],
             "predicted_ms": predicted,
-            "limits_ms": list(self.limits),
+            "limits_ms": list(self.limits_ms),
             "num_hidden_layers": best.config.num_hidden_layers,
             "hidden_size": best.config.hidden_size,
             "layer_mapping": nearest_layers(best.config.num_hidden_layers, depth),
@@ -396,10 +391,10 @@ def open(params: SearchParams) -> Search:
                 f"{task} is fine-tuned on {recipe.max_seq_len} tokens, the supernet takes {most}; set "
                 f"recipes.{task} to {{max_seq_len: {most}}} or less"
             )
-    space = _space(params, supernet.config)
+    space = limits.space_for(params, supernet.config)
     journal = Journal(session.folder / "journal.jsonl")
-    latency, known, base_ms = _latency(params, supernet.config, journal)
-    constraints = _constraints(params, supernet.config, latency, known.seq_len, base_ms)
+    latency, known, base_ms = limits.latency_for(params, supernet.config, journal)
+    constraints = limits.constraints_for(params, supernet.config, latency, known.seq_len, base_ms)
     if isinstance(latency, Timed):
         fast = "random" not in params.generations
         found = timed_candidates(space, latency, constraints, params.max_timed, fast_only=fast, seed=params.seed)
@@ -431,58 +426,6 @@ def open(params: SearchParams) -> Search:
     )
 
 
-def _space(params: SearchParams, supernet: CompactBertConfig) -> Space:
-    """The values of each dimension; ValueError where the released ones exceed the supernet's."""
-    if params.space == "supernet":
-        return space_of(params.flavour, supernet)
-    space = RELEASED_GRIDS[params.flavour]
-    largest = space.complete({name: max(values) for name, values in vars(space).items()}, supernet)
-    elastic.check_fits(supernet, supernet.changed(**largest))
-    return space
-
-
-def _latency(
-    params: SearchParams, supernet: CompactBertConfig, journal: Journal
-) -> tuple[Predictor, Conditions, float]:
-    """What says how long an architecture takes, under which conditions, and how long the base takes under them."""
-    if params.predictor:
-        fitted = predictor.LatencyPredictor.load(tracking.resolve(params.predictor))
-        known = fitted.conditions
-        known.check(conditions(params.flavour, known.threads, known.batch_size, known.seq_len, known.clock))
-        if params.speedup_over == "supernet":  # its measured time is that beside BERT-base, which empties the caches
-            return fitted, known, float(fitted.predict(columns_of([supernet]))[0])
-        return fitted, known, fitted.reference_ms["bert-base"]
-    known = conditions(
-        params.flavour,
-        params.latency_threads,
-        params.latency_batch_size,
-        params.latency_seq_len,
-        params.latency_clock,
-    )
-    bases = {"supernet": supernet, "bert-base": presets.config("bert-base", vocab_size=supernet.vocab_size)}
-    base = {"base": bases[params.speedup_over]}
-    return (
-        Timed(supernet, known, journal),
-        known,
-        journal.once("base", lambda: measure(base, known, FINALIST_ROUNDS)["base"]),
-    )
-
-
-def _constraints(
-    params: SearchParams, supernet: CompactBertConfig, latency: Predictor, seq_len: int, base_ms: float
-) -> list[Constraint]:
-    """All limits, that of latency the last: it may have to be timed."""
-    exact = {
-        "parameters": (Parameters(supernet).predict, params.max_parameters),
-        "flops": (Flops(seq_len).predict, params.max_gflops * 1e9),
-        "model_bytes": (ModelBytes(supernet).predict, params.max_model_mb * 1e6),
-    }
-    limits = [Constraint(name, predict, high=high) for name, (predict, high) in exact.items() if high]
-    if params.max_latency_ms:
-        return [*limits, select.latency_limit(latency.predict, params.max_latency_ms)]
-    return [*limits, select.speedup_band(latency.predict, base_ms, params.speedup)]
-
-
 def _earlier(previous: str, supernet: CompactBertConfig) -> list[tuple[CompactBertConfig, float]]:
     """Architectures of a results file and their fitness as shares of 1."""
     if not previous:
@@ -491,16 +434,3 @@ def _earlier(previous: str, supernet: CompactBertConfig) -> list[tuple[CompactBe
     path = path if path.is_file() else Path(tracking.resolve(previous)) / RESULTS_FILE
     found = files.fitness(files.read_results(path))
     return [(arch_text.parse(text, supernet), percent / 100) for text, percent in found.items()]
-
-
-def masked_lm_score(params: SearchParams, supernet: CompactBertForMaskedLM, tokenizer: Any) -> Any:
-    """Minus the masked-word loss of a subnet in place, on rows and masks that are the same for every one."""
-    rows = corpora.encode(corpus_file(params.corpus), tokenizer, params.max_seq_len).shuffle(seed=params.seed)
-    rows = rows.select(range(min(params.corpus_rows, len(rows))))
-    batches = Batches(rows, 32, params.seed, tokenizer.pad_token_id, shuffle=False)
-
-    def mask(batch: dict[str, torch.Tensor], step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = torch.Generator().manual_seed(params.seed * 1_000_003 + step)
-        return masking.mask_tokens(batch["input_ids"], batch["attention_mask"], tokenizer, generator)
-
-    return lambda config: -masked_lm_loss(supernet, batches, mask, config)
