@@ -29,9 +29,8 @@ class HeadRows(NamedTuple):
     def cut(self, matrix: Tensor, dim: int = 0) -> Tensor:
         """Copies of these rows, or with dim 1 columns, side by side. By blocks: an index takes three times as long."""
         parts = matrix.unflatten(dim, (-1, self.of)).narrow(dim, 0, self.heads).narrow(dim + 1, 0, self.size)
-        return parts.flatten(
-            dim, dim + 1
-        ).contiguous()  # single rows are no copy yet, and a product sums them otherwise
+        # of single rows this is a view still, and a product would sum it in another order
+        return parts.flatten(dim, dim + 1).contiguous()
 
 
 Rows = int | HeadRows  # a leading number of rows, or the leading rows of each head

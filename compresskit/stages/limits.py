@@ -58,7 +58,7 @@ def latency_for(
         fitted = LatencyPredictor.load(tracking.resolve(params.predictor))
         known = fitted.conditions
         known.check(conditions(params.flavour, known.threads, known.batch_size, known.seq_len, known.clock))
-        if params.speedup_over == "supernet":  # its measured time is that beside BERT-base, which empties the caches
+        if params.speedup_over == "supernet":  # predicted as its subnets are, so that an error of both cancels out
             return fitted, known, float(fitted.predict(columns_of([supernet]))[0])
         return fitted, known, fitted.reference_ms["bert-base"]
     known = conditions(

@@ -78,14 +78,19 @@ def recomputed_scores(data: dict[str, Any]) -> dict[str, float]:
 
 def table(data: dict[str, Any]) -> str:
     """The Markdown table of a page."""
-    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines = []
     for row in data["rows"]:
         shown = {name: row.get(name) for name in COLUMNS}
         shown["interval"] = f"{row['score_low_pct']:.1f} – {row['score_high_pct']:.1f}"
         shown |= {"rows": int(row["rows"]), "front": "yes" if row["front"] else ""}
         cells = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in shown.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(list(COLUMNS.values()), lines)
+
+
+def markdown_table(header: list[str], lines: list[list[str]]) -> str:
+    """A table in Markdown, cells as they are."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
 
 
 def ties(data: dict[str, Any]) -> str:
@@ -116,8 +121,8 @@ and evaluated {made}. Dev rows were read once, at the end; checkpoints were chos
 
 Latency: batch {conditions["batch_size"]}, {conditions["seq_len"]} tokens, {conditions["threads"]} thread(s), on
 {machine["cpu"]} with torch {machine["torch"]} and float32 matmul precision {machine["float32_matmul_precision"]}; all
-models by turns in one process. Sparsity counts zeros in the six matrices of every encoder layer; pruned models run
-dense here, so their zeros save no time yet.
+models by turns in one process. Sparsity counts zeros in the six matrices of every encoder layer; pruned models are
+timed dense here, without use of their zeros.
 
 ![Score against latency]({stem}-pareto.png)
 

@@ -54,38 +54,38 @@ class SearchParams(Params):
     flavour: Literal["mlm", "kd"] = "kd"  # kd: all heads stay, each gets narrower; mlm: heads go, their size stays
     space: Literal["supernet", "released"] = "supernet"  # what pretrain samples, or the searcher's grid
     generations: list[Literal["random", "fast", "evolved"]] = ["fast"]  # how each proposes its architectures
-    generation_size: int = Field(12, ge=1)
-    parents: int = Field(25, ge=1)
-    crossover: float = Field(0.0, ge=0, le=1)
+    generation_size: int = Field(12, ge=1)  # architectures of each
+    parents: int = Field(25, ge=1)  # the best so far, from which an evolved generation descends
+    crossover: float = Field(0.0, ge=0, le=1)  # share of the mutants that have two parents
     previous: str = ""  # results of earlier searches, ours or the original's file, as first parents
     speedup: float = Field(3.0, gt=1)  # limit: 0.85 to 1.10 times the base's latency divided by this
     speedup_over: Literal["supernet", "bert-base"] = "supernet"
     max_latency_ms: float = Field(0.0, ge=0)  # the limit itself, which then counts alone; 0: by speedup
-    max_parameters: int = Field(0, ge=0)
+    max_parameters: int = Field(0, ge=0)  # further limits on what is found; 0: none
     max_gflops: float = Field(0.0, ge=0)
     max_model_mb: float = Field(0.0, ge=0)
     predictor: str = ""  # of the stage latency_predictor: a run's, or a folder; empty: architectures are timed
-    max_timed: int = Field(200, ge=1)
-    latency_batch_size: int = Field(1, ge=1)
+    max_timed: int = Field(200, ge=1)  # architectures, where there is no predictor
+    latency_batch_size: int = Field(1, ge=1)  # these four are the predictor's where there is one
     latency_seq_len: int = Field(128, ge=8)
     latency_threads: int = Field(1, ge=1)
     latency_clock: Clock = "wall"
     score_on: list[str] = [MASKED_LM]  # masked_lm: the subnet in place; else tasks on which its slice is fine-tuned
-    fitness: Literal["arithmetic", "geometric", "harmonic"] = "arithmetic"
-    seeds: int = Field(1, ge=1)
-    halvings: int = Field(0, ge=0)
-    recipes: dict[str, dict[str, float]] = {}
-    select_on: Literal["selection", "dev"] = "selection"
-    data_dir: str = "bundled"
-    max_steps: int = Field(0, ge=0)
-    max_rows: int = Field(0, ge=0)
-    corpus: str = "bundled"
+    fitness: Literal["arithmetic", "geometric", "harmonic"] = "arithmetic"  # mean over the tasks
+    seeds: int = Field(1, ge=1)  # trainings of a candidate on each task, whose mean counts
+    halvings: int = Field(0, ge=0)  # how often the worse half of a generation stops early
+    recipes: dict[str, dict[str, float]] = {}  # by task: what differs from the published one (stages/candidates.py)
+    select_on: Literal["selection", "dev"] = "selection"  # rows that score candidates; dev reproduces the paper
+    data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
+    max_steps: int = Field(0, ge=0)  # of a candidate's training on a task, at most; 0: no limit
+    max_rows: int = Field(0, ge=0)  # keep this many rows of each split, for smoke tests; 0: all
+    corpus: str = "bundled"  # text that scores subnets in place: one sentence per line
     corpus_rows: int = Field(512, ge=1)
     max_seq_len: int = Field(64, ge=8)
-    workers: int = Field(1, ge=1)
-    threads: int = Field(0, ge=0)
-    finalists: int = Field(5, ge=1)
-    comparisons: bool = False
+    workers: int = Field(1, ge=1)  # processes that train candidates
+    threads: int = Field(0, ge=0)  # of torch, in each; 0: the cores shared out evenly
+    finalists: int = Field(5, ge=1)  # the best candidates, which are timed by turns
+    comparisons: bool = False  # also keep the median of the first generation, and BERT's proportions as fast
     register_as: str = ""
     seed: int = 42
 

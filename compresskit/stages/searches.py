@@ -10,6 +10,7 @@ import pandas as pd
 
 from compresskit import tracking
 from compresskit.evaluation import figures
+from compresskit.stages.report import markdown_table
 
 SEARCHES = ("slow", "fast")  # variables of a pipeline that name runs of the stage search; also in its models' names
 SETTINGS = ("speedup", "speedup_over", "generations", "generation_size", "halvings", "score_on", "max_steps")
@@ -104,7 +105,7 @@ def networks_table(searches: Mapping[str, Any]) -> str:
         "allowed, ms",
         "best score (first median)",
     ]
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def worth_table(searches: Mapping[str, Any], tasks: Iterable[str], gain: Gain) -> str:
@@ -114,7 +115,7 @@ def worth_table(searches: Mapping[str, Any], tasks: Iterable[str], gain: Gain) -
         for name in searches
         for rival in RIVALS
     ]
-    return _table(["search", "winner's points over", *tasks], lines)
+    return markdown_table(["search", "winner's points over", *tasks], lines)
 
 
 def settings_table(searches: Mapping[str, Any]) -> str:
@@ -123,8 +124,4 @@ def settings_table(searches: Mapping[str, Any]) -> str:
         [name, *search["settings"].values(), str(len(search["candidates"]["data"])), f"{search['seconds'] / 60:.0f}"]
         for name, search in searches.items()
     ]
-    return _table(["search", *SETTINGS, "candidates", "minutes"], lines)
-
-
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])
+    return markdown_table(["search", *SETTINGS, "candidates", "minutes"], lines)

@@ -20,7 +20,7 @@ from compresskit.stages import searches
 from compresskit.stages.evaluate import SPARSE
 from compresskit.stages.inputs import board
 from compresskit.stages.published import PUBLISHED, Comparison
-from compresskit.stages.report import write
+from compresskit.stages.report import markdown_table, write
 
 NEEDED = ("task", "seed", "data_dir", "student", "max_seq_len")  # variables of a pipeline that can be studied
 SETTINGS = (  # those that a page shows, of the ones a pipeline has
@@ -169,11 +169,6 @@ def score_rows(data: dict[str, Any]) -> pd.DataFrame:
 # ---- from the numbers to the page
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
-
-
 def scores_table(data: dict[str, Any]) -> str:
     """Scores with their intervals; with several seeds also the spread between them."""
     rows = {(row["name"], row["task"]): row for row in score_rows(data).to_dict("records")}
@@ -187,7 +182,7 @@ def scores_table(data: dict[str, Any]) -> str:
 
     tasks = data["tasks"]
     header = ["model", *(f"{TASKS[task].folder}, {metric(task)}" for task in tasks)]
-    return _table(header, [[name, *(cell(name, task) for task in tasks)] for name in variants(data)])
+    return markdown_table(header, [[name, *(cell(name, task) for task in tasks)] for name in variants(data)])
 
 
 def gains_table(data: dict[str, Any], against: str) -> str:
@@ -204,7 +199,7 @@ def gains_table(data: dict[str, Any], against: str) -> str:
         return f"{sure}{gain:+.1f}{sure} ({low:+.1f} – {high:+.1f})"
 
     lines = [[name, *(cell(name, task) for task in tasks)] for name in variants(data) if name != against]
-    return _table([f"points over {against}", *tasks], lines)
+    return markdown_table([f"points over {against}", *tasks], lines)
 
 
 def gain(data: dict[str, Any], task: str, name: str, against: str) -> str:
@@ -244,7 +239,7 @@ def sizes_table(data: dict[str, Any]) -> str:
         for task in tasks:
             line += [cell(task, name), *([cell(task, name + SPARSE)] if pruned else [])]
         lines.append(line)
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def training_table(data: dict[str, Any]) -> str:
@@ -256,7 +251,7 @@ def training_table(data: dict[str, Any]) -> str:
         seeds, minutes = ", ".join(sorted(found["seconds"])), f"{sum(seconds.values()) / 60:.0f}"
         lines.append([task, seeds, str(len(found["labels"])), *settings, minutes])
     names = next(iter(data["tasks"].values()))["settings"]
-    return _table(["task", "seeds", "dev rows", *names, "minutes of training"], lines)
+    return markdown_table(["task", "seeds", "dev rows", *names, "minutes of training"], lines)
 
 
 def total_minutes(data: dict[str, Any]) -> float:
@@ -281,7 +276,7 @@ def published_table(data: dict[str, Any], comparison: Comparison) -> str:
         return 100 * float(np.mean([score.metrics[f"eval/{measure}"] if measure else score.value for score in each]))
 
     lines += [[f"ours: {name}", "dev", *(f"{mean(task, name):.2f}" for task in tasks), ""] for name in comparison.ours]
-    return _table(["published", "measured on", *named, ""], lines)
+    return markdown_table(["published", "measured on", *named, ""], lines)
 
 
 def page(data: dict[str, Any], stem: str) -> str:
