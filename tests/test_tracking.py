@@ -409,9 +409,11 @@ def test_the_view_is_installed_once_and_opens_columns_order_and_scatter(saved):
         "disk_mb",
         "gflops",
         "sparsity_pct",
+        "sparse_latency_p50_ms",
+        "sparse_disk_mb",
     ]
     columns = [f"metrics.`{key}`" for key in metrics]
-    assert state["selectedColumns"][:8] == state["columnOrder"][:8] == columns
+    assert state["selectedColumns"][:10] == state["columnOrder"][:10] == columns
     assert "tags.`system`" in state["selectedColumns"]
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`score_pct`", False)
     first = state["compareRunCharts"][0]

@@ -12,7 +12,7 @@ from compresskit.evaluation.pareto import front
 
 SHOWN = [
     "name", "score_pct", "score_low_pct", "score_high_pct", "rows", "latency_p50_ms", "latency_p95_ms", "speedup_x",
-    "params_m", "disk_mb", "gflops", "sparsity_pct", "front",
+    "params_m", "disk_mb", "gflops", "sparsity_pct", "sparse_latency_p50_ms", "front",
 ]  # fmt: skip
 
 

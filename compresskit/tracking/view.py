@@ -24,6 +24,8 @@ METRICS = [
     "disk_mb",
     "gflops",
     "sparsity_pct",
+    "sparse_latency_p50_ms",
+    "sparse_disk_mb",
 ]
 PAIRS = [("latency_p50_ms", "score_pct"), ("params_m", "score_pct"), ("gflops", "latency_p50_ms")]
 BARS = ["score_pct", "latency_p50_ms", "speedup_x", "disk_mb"]
