@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from llvmlite.binding import get_host_cpu_features
 from torch import Tensor
 
-from compresskit.kernels.numba_sparse import compiled, run
+from compresskit.kernels.numba_sparse import PARALLEL, compiled, run
 from compresskit.kernels.numba_vectors import (
     add,
     copy_element,
@@ -35,8 +35,6 @@ from compresskit.kernels.numba_vectors import (
     subtract,
     zeros,
 )
-
-PARALLEL = 4_000_000  # multiply-adds; fewer are done before a second thread has begun
 
 
 def feature_major(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, batch: int) -> Tensor:

@@ -163,7 +163,10 @@ def test_feature_major_attention_keeps_other_dtypes(version, dtype):
     torch.testing.assert_close(found.double(), in_float64(states, 2, None, 2), rtol=0, atol=tolerance)
 
 
-def test_heads_are_shared_out_to_threads_with_the_same_numbers(version):
+def test_heads_are_shared_out_to_threads_with_the_same_numbers(version, monkeypatch):
+    if version == "numba":
+        compiled = pytest.importorskip("compresskit.kernels.numba_attention", reason="no numba", exc_type=ImportError)
+        monkeypatch.setattr(compiled, "PARALLEL", 1)
     states, room = turned(5, 64, 128, 1), torch.empty(5, 128, 128)
     threads, found = torch.get_num_threads(), []
     try:
