@@ -196,17 +196,21 @@ def test_autotinybert_searches_the_released_grid_with_the_published_numbers(proj
 
 
 def test_the_networks_that_are_compared_are_trained_alike(project):
-    found = steps("autotinybert-compare.yaml", task="mrpc", slow="runs:/a", fast="runs:/b", seed=7)
-    more = {name: step.model_dump() for name, step in found.items() if name.endswith("_more")}
-    tuned = {name: found[name].model_dump() for name in found if name.removesuffix("_tuned") + "_more" in more}
+    quick, found = steps("autotinybert-quick.yaml"), steps("autotinybert-compare.yaml", task="mrpc", seed=7)
+    more = {name: step.model_dump() for name, step in quick.items() if name.endswith("_more")}
+    tuned = {name: step.model_dump() for name, step in found.items() if name != "models"}
     assert len(more) == len(tuned) == 6
-    for steps_alike in (more, tuned):
-        first = steps_alike["slow_more" if steps_alike is more else "slow_tuned"]
-        assert all({k for k in step if step[k] != first[k]} <= {"model"} for step in steps_alike.values())
-    starts = {name: step["model"] for name, step in more.items()}
-    assert (starts["slow_more"], starts["fast_uniform_more"]) == ("runs:/a/model", "runs:/b/uniform")
-    assert len(set(starts.values())) == 6
-    assert (tuned["fast_median"]["model"], tuned["fast_median"]["seed"]) == ("fast_median_more's model", 7)
+    for steps_alike, own in ((more, {"model", "register_as"}), (tuned, {"model"})):
+        first = next(iter(steps_alike.values()))
+        assert all({k for k in step if step[k] != first[k]} <= own for step in steps_alike.values())
+    assert (more["slow_more"]["model"], more["fast_uniform_more"]["model"]) == ("slow's model", "fast's uniform")
+    assert len({step["model"] for step in more.values()}) == 6
+    registered = {f"models:/{step['register_as']}@latest" for step in more.values()}
+    assert {step["model"] for step in tuned.values()} == registered and len(registered) == 6
+    assert (tuned["fast_median"]["model"], tuned["fast_median"]["seed"]) == (
+        "models:/autotinybert-quick-fast-median@latest",
+        7,
+    )
     plan = read_plan("params/pipelines/autotinybert-compare.yaml", given("autotinybert-compare.yaml", task="mrpc"))
     assert set(study.NEEDED) <= set(plan.vars)
 
@@ -343,15 +347,14 @@ def test_autotinyberts_pipelines_run_at_two_steps_and_can_be_studied(project, ma
         assert "[9/9] on_squad" in out
 
     quick = {"text": "bundled", "encoder": made / "encoder", "data_dir": made, "clock": "cpu", "candidate_steps": 2}
-    run(project, "autotinybert-quick.yaml", **short, **quick, pretrain_steps=2, max_steps=2, slow=1.05, fast=1.06)
+    steps_alike = {"pretrain_steps": 2, "further_steps": 2, "max_steps": 2}
+    run(project, "autotinybert-quick.yaml", **short, **quick, **steps_alike, slow=1.05, fast=1.06)
     stages = {}
     for found in client().search_runs([e.experiment_id for e in client().search_experiments()]):
         stages.setdefault(found.data.tags.get("stage"), []).append(found)
     fast, slow = (found.info.run_id for found in stages["search"][:2])  # newest first
-    corpus = tracking.read_json(stages["corpus"][0].info.run_id, "result.json")["corpus"]
-    variables = {"task": "mrpc", "slow": f"runs:/{slow}", "fast": f"runs:/{fast}", "corpus": corpus, "max_steps": 2}
-    variables |= {"student": "models:/autotinybert-quick-supernet@latest", "encoder": made / "encoder"}
-    run(project, "autotinybert-compare.yaml", **variables, data_dir=made, max_rows=300, pretrain_steps=2)
+    variables = {"task": "mrpc", "slow": f"runs:/{slow}", "fast": f"runs:/{fast}", "max_steps": 2}
+    run(project, "autotinybert-compare.yaml", **variables, data_dir=made, max_rows=300)
     study.study("autotinybert-compare", ["baseline-slow-uniform"], project / "page.md", "as in the test")
     page = (project / "page.md").read_text()
     for name in ("autotinybert-slow", "baseline-slow-median", "autotinybert-fast", "baseline-fast-uniform"):
