@@ -40,6 +40,7 @@ class CompactBertConfig(PreTrainedConfig):
     pooler_relu: relu between pooler and classifier, as in the task models of TinyBERT and SparseBERT.
     sparse: the linear layers that are stored by their nonzero weights, by their names in the encoder, each with [rows,
         columns, blocks of values, rows of a block, row pointers]; models/sparse.py makes it.
+    tasks: the heads of a multi-task model in their order, by name, each with its number of outputs.
     Raises ValueError where the numbers do not fit together.
     """
 
@@ -66,6 +67,7 @@ class CompactBertConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     pooler_relu: bool = False
     sparse: dict[str, list[int]] | None = None
+    tasks: dict[str, int] | None = None
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:

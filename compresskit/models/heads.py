@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
@@ -255,6 +256,29 @@ class CompactBertForSequenceClassification(CompactBertPreTrainedModel):
         elif labels is not None:
             loss = F.cross_entropy(logits, labels)
         return HeadOutput(loss, logits, **_rest(encoded))
+
+
+class CompactBertForMultitask(CompactBertPreTrainedModel):
+    """One encoder with a classification head for each of the config's `tasks`."""
+
+    def __init__(self, config: CompactBertConfig):
+        super().__init__(config)
+        if not config.tasks:
+            raise ValueError("a multi-task model needs `tasks`: the name of each head with its number of outputs")
+        self.bert = CompactBertModel(config)
+        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(rate)
+        self.classifiers = nn.ModuleList(ElasticLinear(config.hidden_size, size) for size in config.tasks.values())
+        self.post_init()
+
+    def for_task(self, task: str) -> CompactBertForSequenceClassification:
+        """The model of one task; it shares the weights of the encoder and of that task's head."""
+        sizes = dict(self.config.tasks or {})
+        with torch.device("meta"):  # nothing is allocated: every part is one of ours
+            model = CompactBertForSequenceClassification(self.config.changed(num_labels=sizes[task], tasks=None))
+        model.bert, model.dropout = self.bert, self.dropout
+        model.classifier = self.classifiers[list(sizes).index(task)]  # type: ignore[assignment]
+        return model.train(self.training)
 
 
 class CompactBertForQuestionAnswering(CompactBertPreTrainedModel):
