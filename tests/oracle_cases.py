@@ -60,6 +60,7 @@ CLAIMED = {
         "arch_sampling",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
+    "efficientbert": ("distil_", "multitask", "schedule", "glue_metrics", "tokenize_glue", "squad_windows"),
 }
 
 # Everything else in a case is a result. Arrays by the first part of their name: inputs, batches, initial weights, and
@@ -80,9 +81,12 @@ GIVEN_FIELDS_OF_KIND = {
     "generate_data": re.compile(r"corpus|max_seq_len|vocab"),
     "tokenizer": re.compile(r"vocab|text"),
     "glue_processors": re.compile(r"files|vocab|max_seq_length"),
-    "glue_metrics": re.compile(r"task|preds|labels"),
+    "glue_metrics": re.compile(r"task|preds|labels|batch"),
+    "tokenize_glue": re.compile(r"vocab|task|text_[ab]|max_seq_len"),
+    "squad_windows": re.compile(r"vocab|context|qas|split|max_seq_len|max_query_len|trunc_stride"),
+    "distil_": re.compile(r"hidden_ratio|pred_ratio|student|task|temperature"),
     "augmentation": re.compile(r"vocab|M|N|p|glove_lines|glove_vocab_size|sentence|train_tsv|python_random_seed"),
-    "schedule": re.compile(r"params|log_fields"),
+    "schedule": re.compile(r"params|log_fields|total|type"),
     "prune_train": re.compile(r"task|prune_args|per_step_fields"),
     "latency_predictor": re.compile(r"split_sizes"),  # of the original's training; ours holds out by folds
     "searcher": re.compile(r"args|space|model|base_latency|latency_constraint"),
