@@ -51,7 +51,7 @@ def _draw_tree(ax: Axes, names: Sequence[str], parents: Sequence[int], kinds: Ma
 
 
 def places(parents: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Where nodes in prefix order stand: leaves side by side, the others above the middle of their arguments; depths."""
+    """Where nodes in prefix order stand: leaves side by side, others above the middle of their arguments; depths."""
     across, depth = np.zeros(len(parents)), np.zeros(len(parents))
     below: list[list[int]] = [[] for _ in parents]
     for node, parent in enumerate(parents):
@@ -90,8 +90,8 @@ def formula_scores(candidates: pd.DataFrame) -> Figure:
 
 @_styled
 def formula_effects(effects: pd.DataFrame, importance: Sequence[float]) -> Figure:
-    """What scores went with: above, the accuracy that the classifier loses without a layer; below, by layer and operator
-    or size, the mean score of the candidates that have it, less that of the others.
+    """What scores went with. Above: accuracy that the classifier loses without a layer. Below: by layer and operator or
+    size, the mean score of the candidates that have it, less that of the others.
 
     effects: rows operators or sizes, columns layers; NaN where too few have it.
     """

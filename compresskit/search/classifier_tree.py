@@ -76,8 +76,8 @@ def grow(encodings: NDArray[np.int64], scores: NDArray[np.float64], seed: int, l
         classifier = _classifier(seed, **settings).fit(encodings, better)
         taken = classifier.predict(encodings)
     visits = (int(taken.sum()), int((~taken).sum()))
-    halves = (grow(encodings[half], scores[half], seed, levels - 1) for half in (better, ~better))
-    return Node(leaf.median, leaf.size, classifier, accuracy, *halves, visits)
+    above, below = (grow(encodings[half], scores[half], seed, levels - 1) for half in (better, ~better))
+    return Node(leaf.median, leaf.size, classifier, accuracy, above, below, visits)
 
 
 def walk(root: Node, exploration: float = 0.0, turn: int = 0) -> Path:

@@ -1,6 +1,6 @@
 """Draws of feed-forward formulas: mutants of given ones that a search may choose, and which of them do the same.
 
-The draws are those of DEAP's `mutUniform` (with `genFull`), `mutNodeReplacement` and `mutInsert`, which EfficientBERT uses.
+The draws are those of DEAP's `mutUniform` (with `genFull`), `mutNodeReplacement` and `mutInsert`, as in EfficientBERT.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ from compresskit.models.feed_forward import (
     LEAVES,
     Formula,
     is_linear,
+    parse,
     prepare,
 )
 
 SUBTREE_HEIGHT = 3  # of a random subtree, at most
 Nodes = tuple[str, ...]
+
+
+def resized(text: str, size: str) -> str:
+    """The formula with linear maps of another size."""
+    return str(parse(text).resized(size))
 
 
 def full(height: int, operators: Sequence[str], rng: Random) -> Nodes:
@@ -98,7 +104,7 @@ def behaviour(candidate: Sequence[str], config: CompactBertConfig, faithful: boo
 
 @lru_cache(maxsize=1 << 16)
 def _fingerprint(text: str, wide_share: float, rule: str, hidden: int = 24) -> tuple[str, ...]:
-    """The size of a formula, and what it computes in a layer whose intermediate_size is this share of its hidden one."""
+    """The size of a formula, and what it computes in a layer of this intermediate_size / hidden_size."""
     plan = prepare(text, rule)  # type: ignore[arg-type]
     inner = max(1, round(wide_share * hidden) // plan.ratio)
     generator = torch.Generator().manual_seed(0)

@@ -1,9 +1,9 @@
 """EfficientBERT's search in three stages: formulas and sizes, formulas of frozen sizes, sizes of frozen formulas.
 
-A candidate is one formula per layer, whose linear maps name the layer's size. Trials are numbered and come in rounds: all
-of a round are drawn by what the rounds before it have shown, so they may be scored at the same time, in any order and on
-any machine. Which candidate a trial is depends on the seed, its number, the candidates before it and the scores of the
-earlier rounds, and on nothing else. Nothing here trains.
+A candidate is one formula per layer, whose linear maps name the layer's size. Trials are numbered and come in rounds:
+all of a round are drawn by what the rounds before it have shown, so they may be scored at the same time, in any order
+and on any machine. Which candidate a trial is depends on the seed, its number, the candidates before it and the scores
+of the earlier rounds, and on nothing else. Nothing here trains.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class SizesOfFormulas:
         def network() -> Candidate:
             rows = [rng.choice([None, *SIZES]) for _ in self.winner]
             return tuple(
-                str(parse(formula).resized(row)) if row else formula
+                formulas.resized(formula, row) if row else formula
                 for formula, row in zip(self.winner, rows, strict=True)
             )
 

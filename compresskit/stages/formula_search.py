@@ -26,6 +26,7 @@ from compresskit.models.bert import CompactBertPreTrainedModel
 from compresskit.models.feed_forward import ACTIVATIONS, BINARY, LEAVES, LINEARS, SIZES, parse, plain
 from compresskit.search import classifier_tree, found
 from compresskit.search.classifier_tree import Node
+from compresskit.search.formulas import resized
 from compresskit.search.progressive import (
     Candidate,
     FormulasAndSizes,
@@ -41,7 +42,7 @@ from compresskit.stages import extract
 from compresskit.stages.formula_trials import InPlace, Job, Trained
 from compresskit.stages.inputs import tokenizer_for
 from compresskit.stages.params import Params
-from compresskit.stages.session import Session, model_folder
+from compresskit.stages.session import Precision, Session, model_folder
 from compresskit.stages.tasks import task_named
 from compresskit.stages.trials import Trials
 from compresskit.stages.workers import Workers
@@ -95,7 +96,7 @@ class FormulaSearchParams(Params):
     hidden_ratio: float = Field(1.0, ge=0)  # weight of the layers' part of the loss on the task
     batch_size: int = Field(32, ge=1)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     max_seq_len: int = Field(128, ge=8)
     doc_stride: int = Field(128, ge=1)
     max_query_length: int = Field(64, ge=1)
@@ -378,7 +379,7 @@ class FormulaSearch:
         """What is kept beside the winner: after stage 2 the supernet of stage 3, with all sizes; the comparisons."""
         winner, kept = self.winner, dict[str, Candidate]()
         if self.params.search_stage == 2:
-            kept["supernet"] = tuple(str(parse(text).resized("4_1")) for text in winner)
+            kept["supernet"] = tuple(resized(text, "4_1") for text in winner)
         if self.params.comparisons:
             kept["plain"] = plain_of(winner)
             kept["random"] = random_of(winner, self.rules, Random(f"{self.params.seed} comparison"))
@@ -491,7 +492,7 @@ def found_file(previous: str) -> Path:
 
 
 def study_name(params: FormulaSearchParams, supernet: Path, began: Candidate | None) -> str:
-    """Equal where trials mean the same: the same search, from the same weights, by whatever names and on any machine."""
+    """Equal where trials mean the same: the same search from the same weights, under any names, on any machine."""
     names = {"supernet", "previous", "encoder", "teacher", "corpus", "data_dir"} | NO_PART_OF_THE_SEARCH
     weights = hashlib.sha256()
     for file in sorted(supernet.glob("*.safetensors")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -16,8 +16,7 @@ from compresskit.data.batching import Batches
 from compresskit.data.corpus import prepared
 from compresskit.models import CompactBertModel, checkpoints, elastic
 from compresskit.stages.inputs import corpus_file, tokenizer_for
-from compresskit.stages.pretrain import autocast_dtype
-from compresskit.stages.session import DEVICE, on_device, steps
+from compresskit.stages.session import DEVICE, Precision, autocast_dtype, on_device, steps
 from compresskit.stages.tasks import Split, TaskData, TaskModel, task_data, task_named
 from compresskit.training import distill
 from compresskit.training.loop import Losses, fit
@@ -48,8 +47,8 @@ class TrialParams(Protocol):
     batch_size: int
     warmup_ratio: float
     hidden_ratio: float
-    precision: str
-    select_on: str
+    precision: Precision
+    select_on: Literal["selection", "dev"]
     seed: int
 
 

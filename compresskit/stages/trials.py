@@ -2,7 +2,7 @@
 
 A trial of ours has a number, and what it is follows from that number (search/progressive.py), so no harm is done where
 two machines work on the same one: both find the same. A claim, which keeps them from it, is a running Optuna trial; a
-result is a finished one. A claim whose process is gone, or that has not been renewed for LEASE_SECONDS, counts for nothing.
+result is a finished one. A claim whose process is gone, or that nobody has renewed for LEASE_SECONDS, is void.
 """
 
 from __future__ import annotations
@@ -49,10 +49,8 @@ class Trials:
         _drop_incomplete_line(self.path, lock)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = JournalStorage(JournalFileBackend(str(self.path), lock))
-        study = optuna.create_study(
-            storage=self._storage, study_name=self.study, direction="maximize", load_if_exists=True
-        )
-        self._study = study._study_id
+        optuna.create_study(storage=self._storage, study_name=self.study, direction="maximize", load_if_exists=True)
+        self._study = self._storage.get_study_id_from_name(self.study)
         self._claims: dict[int, int] = {}  # ours, by trial number: the id of the running Optuna trial
         self._seen: dict[int, tuple[int, float]] = {}  # others', by Optuna's id: last renewal, and when we saw it first
         self._finished: dict[int, dict[str, Any]] = {}

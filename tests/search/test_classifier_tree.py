@@ -52,7 +52,9 @@ def test_a_seed_gives_the_same_tree_and_two_levels_have_seven_nodes():
 
 
 @pytest.mark.parametrize(
-    "scores", [[], [0.5], [0.0] * 40, [0.0] * 38 + [0.5, 0.6], [0.9] * 39 + [0.1]], ids=["none", "one", "equal", "few above", "one below"]
+    "scores",
+    [[], [0.5], [0.0] * 40, [0.0] * 38 + [0.5, 0.6], [0.9] * 39 + [0.1]],
+    ids=["none", "one", "equal", "few above", "one below"],
 )  # fmt: skip
 def test_scores_that_cannot_be_split_leave_a_leaf(scores):
     encodings = np.random.default_rng(0).integers(0, 9, (len(scores), 12))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from compresskit.models.feed_forward import SIZES, parse, plain, refusal
 
 from compresskit.models import CompactBertConfig, CompactBertModel
+from compresskit.models.feed_forward import SIZES, parse, plain, refusal
 from compresskit.search import classifier_tree, found
 from compresskit.search.progressive import (
     FormulasAndSizes,
@@ -20,7 +20,8 @@ from compresskit.search.progressive import (
 )
 
 SUPERNET = CompactBertConfig(vocab_size=60, hidden_size=24, num_hidden_layers=3, num_attention_heads=4,
-                             intermediate_size=24, max_position_embeddings=16, feed_forward=[str(plain(4, 1))] * 3)  # fmt: skip
+                             intermediate_size=24, max_position_embeddings=16,
+                             feed_forward=[str(plain(4, 1))] * 3)  # fmt: skip
 WINNER = (
     "tanh(linear4_2(gelu(linear4_2(x,wb1)),wb2))",
     "linear2_2(gelu(linear2_2(max(x,tanh(x)),wb1)),wb2)",
@@ -169,10 +170,14 @@ def test_refusals_are_bounded():
 def test_a_space_with_nothing_new_says_so():
     space = SizesOfFormulas(Rules(SUPERNET, exact(WINNER), exact(WINNER)), WINNER)
     own = Proposer(space, 0, initial_trials=100, max_duplicates=30)
-    candidates = [own.propose(0, [], {}).candidate]
-    with pytest.raises(ValueError, match=r"trial \d+: 30 draws in a row behave as one of the \d+ networks before"):
-        while True:
+    candidates: list = []
+
+    def draw_all() -> None:
+        while len(candidates) < 100:
             candidates.append(own.propose(len(candidates), candidates, {}).candidate)
+
+    with pytest.raises(ValueError, match=r"trial \d+: 30 draws in a row behave as one of the \d+ networks before"):
+        draw_all()
 
 
 def test_what_was_found_is_read_again_and_foreign_files_are_named(tmp_path):
