@@ -62,8 +62,8 @@ def test_names_of_labels_and_dropout_go_along():
         ({"intermediate_size": [40, 41]}, r"one intermediate_size for all layers, this model has \[40, 41\]"),
         ({"qkv_size": 20}, "needs qkv_size equal to hidden_size 24, this model has 20"),
         ({"pooler_relu": True}, "plain BERT has no pooler_relu True"),
-        ({"feed_forward": ["a", "b"]}, r"plain BERT has no feed_forward \['a', 'b'\]"),
-        ({"embedding": "trigram"}, "plain BERT has no embedding 'trigram'"),
+        ({"feed_forward": ["linear1_1(gelu(linear1_1(x,wb1)),wb2)"] * 2}, r"plain BERT has no feed_forward \['linear"),
+        ({"embedding": "trigram", "embedding_size": 8}, "plain BERT has no embedding 'trigram'"),
     ],
     ids=str,
 )
