@@ -15,7 +15,8 @@
 # # Corpus — what will the network read before any task?
 #
 # Documents become pairs of segments, [CLS] A [SEP] B [SEP]: B follows A, or comes from another document. Or, with
-# `packing: chunks`, they become plain chunks of sentences, as AutoTinyBERT reads them. A source is a Wikipedia dump
+# `packing: chunks`, they become plain chunks of sentences, as AutoTinyBERT reads them; with `packing: articles` each document
+# gives one pair, of its middle and another one, which is what EfficientBERT's code makes of it. A source is a Wikipedia dump
 # (`pages-articles`, .xml.bz2 as it is downloaded), a text of one sentence per line with a blank line between documents, the raw
 # text of WikiText, a folder with a .txt per book, or AutoTinyBERT's own files of token lists.
 #

@@ -136,7 +136,7 @@ class SpanTask:
         if labels:
             raise ValueError(f"{self.name} has no labels, but they are named {', '.join(labels)}; leave them out")
         folder = model_folder(source)
-        found = checkpoints.read(folder)
+        found = checkpoints.read(folder).for_task(self.name)
         if trained and "qa_outputs.weight" not in found.weights:
             raise ValueError(f"{source} has no head for questions; fine-tune it on {self.name} first")
         model = found.model(CompactBertForQuestionAnswering, num_labels=2)

@@ -25,6 +25,7 @@ def test_every_stage_has_a_notebook_a_smoke_file_and_a_place_in_the_smoke_pipeli
         "corpus",
         "pretrain",
         "general_distill",
+        "multitask",
         "augment",
         "finetune",
         "evaluate",
