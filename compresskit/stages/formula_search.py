@@ -26,7 +26,6 @@ from compresskit.models.bert import CompactBertPreTrainedModel
 from compresskit.models.feed_forward import ACTIVATIONS, BINARY, LEAVES, LINEARS, SIZES, parse, plain
 from compresskit.search import classifier_tree, found
 from compresskit.search.classifier_tree import Node
-from compresskit.search.formulas import resized
 from compresskit.search.progressive import (
     Candidate,
     FormulasAndSizes,
@@ -62,7 +61,7 @@ class FormulaSearchParams(Params):
     """Parameters of the stage `formula_search`."""
 
     results: ClassVar[tuple[str, ...]] = (
-        "run_id", "model", "found", "supernet", "plain", "uniform", "random", "score", "parameters",
+        "run_id", "model", "found", "plain", "random", "uniform", "score", "parameters",
     )  # fmt: skip
 
     search_stage: Literal[1, 2, 3] = 1  # formulas and sizes; formulas of frozen sizes; sizes of frozen formulas
@@ -376,17 +375,18 @@ class FormulaSearch:
         return sorted(self.results.items(), key=lambda item: (-item[1]["score"], item[0]))
 
     def compared(self) -> dict[str, Candidate]:
-        """What is kept beside the winner: after stage 2 the supernet of stage 3, with all sizes; the comparisons."""
-        winner, kept = self.winner, dict[str, Candidate]()
-        if self.params.search_stage == 2:
-            kept["supernet"] = tuple(resized(text, "4_1") for text in winner)
-        if self.params.comparisons:
-            kept["plain"] = plain_of(winner)
-            kept["random"] = random_of(winner, self.rules, Random(f"{self.params.seed} comparison"))
-            layers, wanted = len(winner), self.rules.parameters(winner)
-            uniform = [(str(plain().resized(size)),) * layers for size in SIZES]
-            kept["uniform"] = min(uniform, key=lambda same: abs(self.rules.parameters(same) - wanted))
-        return kept
+        """What the winner is compared with: BERT's own and random feed-forwards of its sizes, and BERT's own of one size
+        for all layers, of the sixteen that which comes nearest in parameters.
+        """
+        if not self.params.comparisons:
+            return {}
+        winner, parameters = self.winner, self.rules.parameters
+        uniform = [(str(plain().resized(size)),) * len(winner) for size in SIZES]
+        return {
+            "plain": plain_of(winner),
+            "random": random_of(winner, self.rules, Random(f"{self.params.seed} comparison")),
+            "uniform": min(uniform, key=lambda same: abs(parameters(same) - parameters(winner))),
+        }
 
     def _cut(self, candidate: Candidate) -> CompactBertPreTrainedModel:
         return elastic.extract(self.supernet, self.supernet.config.changed(feed_forward=list(candidate)))
@@ -440,7 +440,7 @@ def open(params: FormulaSearchParams) -> FormulaSearch:
         threads=params.threads if params.workers == 1 else 0,
     )
     folder = Path(checkpoints.local_folder(model_folder(params.supernet)))
-    checkpoint = checkpoints.read(folder)
+    checkpoint = checkpoints.read(folder).for_task(params.task)
     supernet = extract.whole_model(checkpoint, heads=True)
     config = supernet.config
     if config.feed_forward is None:

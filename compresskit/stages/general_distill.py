@@ -19,6 +19,7 @@ from compresskit.data import corpora
 from compresskit.data.batching import Batches, Epochs
 from compresskit.data.corpus import prepared
 from compresskit.models import CompactBertConfig, CompactBertModel, checkpoints, elastic
+from compresskit.models.feed_forward import plain
 from compresskit.stages import distilling
 from compresskit.stages.inputs import corpus_file, tokenizer_for
 from compresskit.stages.params import Params
@@ -44,6 +45,8 @@ class GeneralDistillParams(Params):
     hidden_size: int = Field(64, ge=1)
     num_attention_heads: int = Field(4, ge=1)  # as many as the teacher has
     intermediate_size: int = Field(256, ge=1)
+    embedding_size: int = Field(0, ge=0)  # of a trigram embedding; 0: BERT's
+    formulas: bool = False  # a new student is a supernet whose formulas can be searched: four feed-forwards per layer
     dropout: float = Field(0.1, ge=0, lt=1)  # of states and attention of one that starts at random
     initializer_range: float = Field(0.02, gt=0)  # of a new student
     layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
@@ -228,13 +231,17 @@ def new_config(
 ) -> CompactBertConfig:
     """The config of a student that starts at random; what is no size is the teacher's, or that of `wanted`."""
     inherited = ["vocab_size", "type_vocab_size", "max_position_embeddings", "pad_token_id"]
-    settings = {
+    settings: dict[str, Any] = {
         "hidden_dropout_prob": params.dropout,
         "attention_probs_dropout_prob": params.dropout,
         "initializer_range": params.initializer_range,
     }
     if wanted is not None:
         return wanted.changed(**{name: getattr(teacher, name) for name in inherited}, **settings)
+    if params.embedding_size:
+        settings |= {"embedding": "trigram", "embedding_size": params.embedding_size}
+    if params.formulas:
+        settings["feed_forward"] = [str(plain(4))] * params.num_hidden_layers
     return CompactBertConfig(
         **{name: getattr(teacher, name) for name in (*inherited, "hidden_act", "layer_norm_eps")},
         num_hidden_layers=params.num_hidden_layers,

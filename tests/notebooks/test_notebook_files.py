@@ -30,6 +30,7 @@ def test_every_stage_has_a_notebook_a_smoke_file_and_a_place_in_the_smoke_pipeli
         "finetune",
         "evaluate",
         "search",
+        "formula_search",
         "distill",
         "prune",
         "sparsity_report",
