@@ -24,7 +24,7 @@
 # **Time:** an epoch has the rows of all tasks; a stopped run goes on where it was.
 
 # %% tags=["parameters"]
-teachers: dict[str, str] = {"sst2": "models:/demo-teacher@latest"}  # by task; the heads stand in this order
+teachers: dict[str, str] = {"sst2": "models:/demo-teacher@latest"}  # by task: each gets a head
 student: str = "models:/demo-encoder@latest"  # the start: an encoder, or a multi-task model
 architecture: str = ""  # published, or a model's or a search's, which the student is cut to; empty: the student's own
 random_sizes: bool = False  # at each step other feed-forward sizes learn, the architecture's or any of the 16

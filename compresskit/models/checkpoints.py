@@ -58,16 +58,6 @@ TRAINING_FILE = "training_only.safetensors"
 TINYBERT_FIELDS = {"pre_trained", "training"}  # in the config of everything that TinyBERT's code has saved
 BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
 HEADS = ("cls.", "classifier.", "classifiers.", "qa_outputs.")
-MULTITASK = (
-    "mnli",
-    "qqp",
-    "qnli",
-    "sst2",
-    "cola",
-    "stsb",
-    "mrpc",
-    "rte",
-)  # heads of EfficientBERT's releases, in order
 SHARED_HEADS = {"wnli": "qnli", "mnli_mm": "mnli"}  # tasks that take another one's head, as EfficientBERT's WNLI does
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 LABELS = {"num_labels", "id2label", "label2id"}
@@ -135,16 +125,13 @@ class Checkpoint:
 
     def for_task(self, task: str) -> Checkpoint:
         """Of a multi-task model the network with that task's head, or none where it has none; others as they are."""
-        heads = {name: tensor for name, tensor in self.weights.items() if name.startswith("classifiers.")}
-        if not heads:
+        tasks = self.config.get("tasks")
+        if not tasks:
             return self
-        tasks = list(self.config.get("tasks") or MULTITASK)
-        name = task if task in tasks else SHARED_HEADS.get(task, task)
-        weights = {other: tensor for other, tensor in self.weights.items() if other not in heads}
-        if name in tasks:
-            prefix = f"classifiers.{tasks.index(name)}."
-            weights |= {n.replace(prefix, "classifier."): t for n, t in heads.items() if n.startswith(prefix)}
-        fields = {n: value for n, value in self.config.items() if n not in ("tasks", *LABELS)}
+        prefix = f"classifiers.{task if task in tasks else SHARED_HEADS.get(task, task)}."
+        weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith("classifiers.")}
+        weights |= {n.replace(prefix, "classifier."): t for n, t in self.weights.items() if n.startswith(prefix)}
+        fields = {name: value for name, value in self.config.items() if name not in ("tasks", *LABELS)}
         return Checkpoint(fields, weights, self.source, self.training_only)
 
     def architecture(self, **changes: Any) -> CompactBertConfig:

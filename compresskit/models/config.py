@@ -43,7 +43,7 @@ class CompactBertConfig(PreTrainedConfig):
     pooler_relu: relu between pooler and classifier, as in the task models of TinyBERT and SparseBERT.
     sparse: the linear layers that are stored by their nonzero weights, by their names in the encoder, each with [rows,
         columns, blocks of values, rows of a block, row pointers]; models/sparse.py makes it.
-    tasks: the heads of a multi-task model in their order, by name, each with its number of outputs.
+    tasks: the heads of a multi-task model, by the names of the tasks, each with its number of outputs.
     Raises ValueError where the numbers do not fit together.
     """
 

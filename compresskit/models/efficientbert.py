@@ -21,6 +21,7 @@ from compresskit.models.checkpoints import Checkpoint
 from compresskit.models.feed_forward import STACKS, plain
 
 HEADS = 12  # of everything that was published
+MULTITASK = ("mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte")  # of a multi-task file, in this order
 LAYER_NORM_EPS = 1e-5  # torch's default, also in its teachers; BERT has 1e-12
 # Plain numbers that its metrics may be; the unpickler of tensors knows no others.
 NUMPY_NUMBERS: list[Any] = [
@@ -53,8 +54,8 @@ def checkpoint(
 ) -> Checkpoint:
     """A state dict of the original as a checkpoint of ours: a supernet, or BERT where its layers have one feed-forward.
 
-    The classifier of a file without a pooler is one of spans. The heads of multi-task training keep their names,
-    classifiers.{task}. Raises ValueError for other names and for feed-forwards of differing number or width.
+    The classifier of a file without a pooler is one of spans; the heads of multi-task training get their tasks' names.
+    Raises ValueError for other names and for feed-forwards of differing number or width.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     if "cls_pooler.dense.weight" not in state:
@@ -62,7 +63,12 @@ def checkpoint(
     trigram = "embeddings.dense.weight" in state
     if trigram:  # its masked-LM head multiplies widths that differ, and was never used
         state = {name: tensor for name, tensor in state.items() if not name.startswith("lm_head.")}
+    for number, task in enumerate(MULTITASK):
+        state = {name.replace(f"classifiers.{number}.", f"classifiers.{task}."): t for name, t in state.items()}
     found = Checkpoint.of({"pooler_relu": False}, state, source)
+    tasks = {task: head for task in MULTITASK if (head := found.weights.get(f"classifiers.{task}.bias")) is not None}
+    if tasks:
+        found.config["tasks"] = {task: len(head) for task, head in tasks.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in found.weights.items()}
     layers = {int(match[1]) for name in shapes if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
     stacks = {int(match[1]) for name in shapes if (match := re.search(r"\.feed_forward\.(\d+)\.", name))}

@@ -270,16 +270,17 @@ class CompactBertForMultitask(CompactBertPreTrainedModel):
         self.bert = CompactBertModel(config)
         rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.dropout = nn.Dropout(rate)
-        self.classifiers = nn.ModuleList(ElasticLinear(config.hidden_size, size) for size in config.tasks.values())
+        self.classifiers = nn.ModuleDict(
+            {task: ElasticLinear(config.hidden_size, size) for task, size in config.tasks.items()}
+        )
         self.post_init()
 
     def for_task(self, task: str) -> CompactBertForSequenceClassification:
         """The model of one task; it shares the weights of the encoder and of that task's head."""
-        sizes = dict(self.config.tasks or {})
+        head = self.classifiers[task]
         with torch.device("meta"):  # nothing is allocated: every part is one of ours
-            model = CompactBertForSequenceClassification(self.config.changed(num_labels=sizes[task], tasks=None))
-        model.bert, model.dropout = self.bert, self.dropout
-        model.classifier = self.classifiers[list(sizes).index(task)]  # type: ignore[assignment]
+            model = CompactBertForSequenceClassification(self.config.changed(num_labels=len(head.bias), tasks=None))
+        model.bert, model.dropout, model.classifier = self.bert, self.dropout, head  # type: ignore[assignment]
         return model.train(self.training)
 
 

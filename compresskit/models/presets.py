@@ -19,6 +19,7 @@ EFFICIENTBERT = (  # the formulas that EfficientBERT's three stages found, one p
     "linear1_2(relu(mul(linear1_2(x,wb1),x)),wb2)",
     "leaky_relu(linear2_3(gelu(linear2_3(x,wb1)),wb2))",
 )
+STAGE_2_SIZES = ("4_2", "2_1", "1_4", "4_4", "1_3", "2_4")  # which these formulas had before the third stage
 # What its networks differ in from BERT beside their sizes; the activation is that of a masked-LM head.
 TRIGRAM = {
     "embedding": "trigram",
@@ -55,6 +56,7 @@ PRESETS: dict[str, tuple[int, int, int, int, int]] = {
     "efficientbert-plusplus": (12, 360, 360, 12, 360),
     "efficientbert-tinybert6": (6, 768, 3072, 12, 768),
     "efficientbert-supernet": (6, 540, 540, 12, 540),
+    "efficientbert-stage2": (6, 540, 540, 12, 540),  # found by the second stage of the search
 }
 FIELDS: dict[str, dict[str, Any]] = {
     "efficientbert-tiny": TRIGRAM,
@@ -68,6 +70,12 @@ FIELDS: dict[str, dict[str, Any]] = {
         "feed_forward_width": "max",
     },
     "efficientbert-supernet": {**TRIGRAM, "feed_forward": [str(feed_forward.plain(4))] * 6},
+    "efficientbert-stage2": {
+        **TRIGRAM,
+        "feed_forward": [
+            str(feed_forward.parse(text).resized(size)) for text, size in zip(EFFICIENTBERT, STAGE_2_SIZES, strict=True)
+        ],
+    },
 }
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "qkv_size")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from compresskit.data import corpora
 from compresskit.data.batching import Batches, Epochs
 from compresskit.data.corpus import prepared
-from compresskit.models import CompactBertConfig, CompactBertModel, checkpoints, elastic
+from compresskit.models import CompactBertConfig, CompactBertModel, checkpoints, efficientbert, elastic
 from compresskit.models.feed_forward import plain
 from compresskit.stages import distilling
 from compresskit.stages.inputs import corpus_file, tokenizer_for
@@ -216,14 +216,22 @@ def _student(
         folder = model_folder(params.student)
         given = checkpoints.read(folder)
         distilling.check_vocabularies(tokenizer_for(folder, given.architecture().vocab_size), tokenizer)
-        sizes = ("num_hidden_layers", "hidden_size")
-        if wanted is not None and any(getattr(given.architecture(), n) != getattr(wanted, n) for n in sizes):
-            given = checkpoints.shrunk(given, wanted.num_hidden_layers, wanted.hidden_size)
+        if wanted is not None:
+            given = _shrunk(given, wanted)
         student, released = given.model(CompactBertModel), given.training_only
     else:
         config = new_config(params, teacher, wanted)
         student = CompactBertModel(distilling.widest(config) if params.random_sizes else config)
     return *distilling.cut(student, wanted, params.random_sizes, params.seed), released
+
+
+def _shrunk(given: checkpoints.Checkpoint, wanted: CompactBertConfig) -> checkpoints.Checkpoint:
+    """A student cut to a narrower architecture, or to one with every layer several times; others as they are."""
+    own = given.architecture()
+    copies, rest = divmod(wanted.num_hidden_layers, own.num_hidden_layers)
+    if (copies, wanted.hidden_size) == (1, own.hidden_size) or rest or wanted.hidden_size > own.hidden_size:
+        return given
+    return efficientbert.shrink(given, wanted.hidden_size, copies)
 
 
 def new_config(

@@ -26,7 +26,7 @@ from compresskit.training.multitask import by_task
 class MultitaskParams(Params):
     """Parameters of the stage `multitask`."""
 
-    teachers: dict[str, str] = {"sst2": "models:/demo-teacher@latest"}  # by task; the heads stand in this order
+    teachers: dict[str, str] = {"sst2": "models:/demo-teacher@latest"}  # by task: each gets a head
     student: str = "models:/demo-encoder@latest"  # the start: an encoder, or a multi-task model
     architecture: str = (
         ""  # published, or a model's or a search's, which the student is cut to; empty: the student's own
