@@ -214,6 +214,44 @@ def test_the_networks_that_are_compared_are_trained_alike(project):
 # ---- at two steps
 
 
+def test_efficientberts_search_has_the_published_numbers_and_each_stage_feeds_the_next(project):
+    found = steps("efficientbert-search.yaml", first_trials="/shared/first.log")
+    first, second, third = (found[name] for name in ("first", "second", "third"))
+    assert [step.search_stage for step in (first, second, third)] == [1, 2, 3]
+    assert (second.previous, third.previous) == ("first's found", "second's found")
+    assert (first.supernet, second.supernet, third.supernet) == (
+        "supernet's model",
+        "supernet's model",
+        "tasks's model",
+    )
+    assert (first.distill_learning_rate, first.learning_rate, first.batch_size) == (1e-4, 4e-4, 128)
+    assert (first.corpus_share, first.distill_epochs, first.train_share, first.num_train_epochs) == (0.02, 1, 0.1, 3)
+    assert (first.initial_trials, first.refit_every, first.min_height, first.max_height) == (80, 10, 3, 7)
+    assert (first.max_parameters - first.min_parameters, first.exploration, first.task) == (10**6, 0, "mnli")
+    assert first.min_parameters + 540 * 768 + 768 == 15_000_000  # the paper counts the projection to 768
+    assert (first.storage, second.storage) == ("/shared/first.log", "")
+    sizes, tasks = found["sizes"], found["tasks"]
+    assert (sizes.student, sizes.architecture, sizes.random_sizes) == ("plain's model", "second's model", True)
+    assert (tasks.student, tasks.architecture, tasks.random_sizes) == ("sizes's model", "second's model", True)
+    assert list(tasks.teachers) == ["mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte"]
+
+
+def test_what_the_quick_search_is_compared_with_differs_in_nothing_but_its_formulas(project):
+    found = steps("efficientbert-quick.yaml")
+    full = found["found"].model_dump()
+    assert (full["student"], full["architecture"]) == ("supernet's model", "third's model")
+    for name in ("plain", "random", "uniform"):
+        other = found[name].model_dump()
+        assert {key for key in full if full[key] != other[key]} == {"architecture", "register_as"}
+        assert other["architecture"] == f"third's {name}"
+    tuned = steps("efficientbert-compare.yaml", seed=43)
+    full = tuned["found"].model_dump()
+    for name in ("plain", "random", "uniform"):
+        other = tuned[name].model_dump()
+        assert {key for key in full if full[key] != other[key]} == {"student"}
+    assert (full["intermediate_epochs"], full["prediction_epochs"], full["joint_epochs"], full["seed"]) == (0, 0, 1, 43)
+
+
 @pytest.fixture
 def made(project):
     """An encoder of 6 layers with 12 heads and a masked LM, word vectors, MNLI, and a task model for it."""
@@ -355,4 +393,22 @@ def test_autotinyberts_pipelines_run_at_two_steps_and_can_be_studied(project, ma
     study.study("autotinybert-compare", ["baseline-slow-uniform"], project / "page.md", "as in the test")
     page = (project / "page.md").read_text()
     for name in ("autotinybert-slow", "baseline-slow-median", "autotinybert-fast", "baseline-fast-uniform"):
+        assert f"\n| {name} | " in page
+
+
+@pytest.mark.long
+def test_efficientberts_searches_run_at_a_few_steps_and_can_be_studied(project, made):
+    shutil.copytree(bundled.write(project / ".cache/bundled") / "SST-2", made / "SST-2")
+    tiny = {"text": "bundled", "encoder": made / "encoder", "data_dir": made, "max_rows": 300, "workers": 1,
+            "num_hidden_layers": 3, "hidden_size": 24, "intermediate_size": 24, "embedding_size": 8,
+            "min_parameters": 0, "max_parameters": 0, "text_seq_len": 32, "max_seq_len": 32, "trials": 4, "initial_trials": 3,
+            "refit_every": 1, "size_trials": 4} | {
+        f"{name}_steps": 2 for name in ("pretrain", "teacher", "distill", "candidate", "size", "further")
+    }  # fmt: skip
+    out = run(project, "efficientbert-quick.yaml", **tiny)
+    assert "[12/12] uniform" in out
+    run(project, "efficientbert-compare.yaml", data_dir=made, max_rows=300, max_steps=2, max_seq_len=32)
+    study.study("efficientbert-compare", ["baseline-plain", "baseline-random"], project / "page.md", "as in the test")
+    page = (project / "page.md").read_text()
+    for name in ("efficientbert-found", "baseline-plain", "baseline-random", "baseline-uniform"):
         assert f"\n| {name} | " in page

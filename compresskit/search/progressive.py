@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ import torch
 from compresskit.models import CompactBertConfig, CompactBertModel
 from compresskit.models.feed_forward import (
     HEIGHTS,
+    IDS,
     LINEARS,
     SIZES,
     Formula,
@@ -136,8 +137,8 @@ class FormulasAndSizes:
         return self.rules.within(network)
 
     def encode(self, candidate: Candidate) -> list[int]:
-        """See Space: the nodes of each layer in prefix order."""
-        return encode([parse(formula) for formula in candidate], 1)
+        """See Space and `described`."""
+        return described([parse(formula) for formula in candidate], 1, self.rules.faithful)
 
     def behaviour(self, candidate: Candidate) -> Hashable:
         """See Space."""
@@ -169,8 +170,8 @@ class FormulasOfSizes:
         return tuple(found)
 
     def encode(self, candidate: Candidate) -> list[int]:
-        """See Space: the nodes of each layer in prefix order, with one name for all linear maps."""
-        return encode([parse(formula).resized(None) for formula in candidate], 2)
+        """See Space and `described`; all linear maps have one name."""
+        return described([parse(formula).resized(None) for formula in candidate], 2, self.rules.faithful)
 
     def behaviour(self, candidate: Candidate) -> Hashable:
         """See Space."""
@@ -288,6 +289,20 @@ class Proposer:
         if candidate not in self._keys:
             self._keys[candidate] = self.space.behaviour(candidate)
         return self._keys[candidate]
+
+
+def described(candidate: Sequence[Formula], search_stage: Literal[1, 2], faithful: bool = False) -> list[int]:
+    """Of each layer the nodes in prefix order by their numbers, filled up to 20, and how often each kind occurs.
+
+    faithful: without these counts, as the original. With them tens of scored candidates teach what takes hundreds
+    where an operator may stand in any of 20 places.
+    """
+    numbers: list[int] = []
+    for formula in candidate:
+        numbers += encode([formula], search_stage)
+        if not faithful:
+            numbers += [formula.nodes.count(name) for name in IDS[search_stage]]
+    return numbers
 
 
 def plain_of(candidate: Candidate) -> Candidate:

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from compresskit.models import CompactBertConfig, CompactBertModel
-from compresskit.models.feed_forward import SIZES, parse, plain, refusal
+from compresskit.models.feed_forward import IDS, SIZES, encode, parse, plain, refusal
 from compresskit.search import classifier_tree, found
 from compresskit.search.progressive import (
     FormulasAndSizes,
@@ -56,7 +56,7 @@ def test_stage_1_draws_valid_formulas_within_the_bounds(seed):
     for candidate in drawn:
         assert 0.95 * middle <= exact(candidate) <= 1.05 * middle
         assert all(refusal(parse(text)) is None for text in candidate)
-        assert len(space.encode(candidate)) == 60
+        assert len(space.encode(candidate)) == 3 * (20 + 29)
     assert len(set(drawn)) == 5
     assert FormulasAndSizes(Rules(SUPERNET, 2 * middle)).initial() == []
 
@@ -70,7 +70,12 @@ def test_stage_2_keeps_the_sizes_and_stage_3_the_formulas(seed):
         assert [parse(text).size_index for text in candidate] == ["4_2", "2_2", "1_2"]
         assert all(refusal(parse(text)) is None for text in candidate)
         assert exact(candidate) == exact(WINNER)
-        assert max(second.encode(candidate)) <= 13
+        encoded, nodes = second.encode(candidate), parse(candidate[0]).nodes
+        assert encoded[:20] == encode([parse(candidate[0]).resized(None)], 2)
+        assert encoded[20:34] == [2 * (name == "linear") or nodes.count(name) for name in IDS[2]]
+        assert FormulasOfSizes(Rules(SUPERNET, faithful=True), WINNER).encode(candidate) == [
+            number for layer in range(3) for number in encoded[34 * layer : 34 * layer + 20]
+        ]
         sized = third.draw(Random(seed * 10 + number))
         assert [parse(text).resized(None) for text in sized] == [parse(text).resized(None) for text in WINNER]
         assert exact(sized) <= 20_000
@@ -154,7 +159,7 @@ def test_refusals_are_bounded():
             return getattr(self.space, name)
 
         def encode(self, candidate):  # only what has been scored looks good or bad
-            return self.space.encode(candidate) if candidate in known else [99] * 60
+            return self.space.encode(candidate) if candidate in known else [99] * 102
 
     own = proposer(max_rejections=3)
     proposals, scores = run(own, 30)
@@ -162,7 +167,7 @@ def test_refusals_are_bounded():
     candidates = [proposal.candidate for proposal in proposals]
     picky = Proposer(Picky(own.space), 0, 30, 6, max_rejections=3)
     tree = picky.tree(30, candidates, scores)
-    side = bool(tree.classifier.predict([[99] * 60])[0])
+    side = bool(tree.classifier.predict([[99] * 102])[0])
     drawn = picky.propose(30, candidates, scores)
     assert (drawn.rejected, drawn.free) == ((0, False) if side else (3, True))
 
