@@ -401,8 +401,8 @@ def test_efficientberts_searches_run_at_a_few_steps_and_can_be_studied(project, 
     shutil.copytree(bundled.write(project / ".cache/bundled") / "SST-2", made / "SST-2")
     tiny = {"text": "bundled", "encoder": made / "encoder", "data_dir": made, "max_rows": 300, "workers": 1,
             "num_hidden_layers": 3, "hidden_size": 24, "intermediate_size": 24, "embedding_size": 8,
-            "min_parameters": 0, "max_parameters": 0, "text_seq_len": 32, "max_seq_len": 32, "trials": 4, "initial_trials": 3,
-            "refit_every": 1, "size_trials": 4} | {
+            "min_parameters": 0, "max_parameters": 0, "text_seq_len": 32, "max_seq_len": 32, "trials": 4,
+            "initial_trials": 3, "refit_every": 1, "size_trials": 4} | {
         f"{name}_steps": 2 for name in ("pretrain", "teacher", "distill", "candidate", "size", "further")
     }  # fmt: skip
     out = run(project, "efficientbert-quick.yaml", **tiny)

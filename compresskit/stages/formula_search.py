@@ -375,8 +375,8 @@ class FormulaSearch:
         return sorted(self.results.items(), key=lambda item: (-item[1]["score"], item[0]))
 
     def compared(self) -> dict[str, Candidate]:
-        """What the winner is compared with: BERT's own and random feed-forwards of its sizes, and BERT's own of one size
-        for all layers, of the sixteen that which comes nearest in parameters.
+        """What the winner is compared with: BERT's own and random feed-forwards of its sizes, and BERT's own of one
+        size for all layers, of the sixteen that which comes nearest in parameters.
         """
         if not self.params.comparisons:
             return {}

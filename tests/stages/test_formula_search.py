@@ -1,4 +1,4 @@
-"""The three stages of the search for formulas as calls: what they try, keep and hand on; stopped or shared, the same."""
+"""The stages of the search for formulas as calls: what they try, keep and hand on; stopped or shared, the same."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from compresskit.stages import formula_search, formula_trials
 from compresskit.stages.formula_search import FormulaSearchParams
 
 SHORT = {"max_trials": 7, "initial_trials": 4, "refit_every": 3, "max_rejections": 4, "corpus_seq_len": 24,
-         "corpus_share": 0.3, "max_distill_steps": 1, "max_steps": 2, "eval_every": 1, "max_rows": 300, "max_seq_len": 24,
-         "batch_size": 16, "train_share": 0.5, "threads": 1}  # fmt: skip
+         "corpus_share": 0.3, "max_distill_steps": 1, "max_steps": 2, "eval_every": 1, "max_rows": 300,
+         "max_seq_len": 24, "batch_size": 16, "train_share": 0.5, "threads": 1}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     lines = (data / "corpus.txt").read_text().splitlines()[:2000]
     (folder / "corpus.txt").write_text("\n".join(lines[:120]) + "\n")
     tokenizer = vocabulary.train_wordpiece(lines, 600)
-    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32}
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 32}
+    sizes["vocab_size"] = len(tokenizer)
     config = CompactBertConfig(
         **sizes, hidden_size=16, intermediate_size=16, feed_forward=[str(plain(4))] * 2,
         embedding="trigram", embedding_size=8,
