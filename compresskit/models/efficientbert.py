@@ -110,7 +110,7 @@ def shrink(found: Checkpoint, hidden_size: int, copies: int = 1) -> Checkpoint:
     wide = {*config.per_layer("intermediate_size"), *config.per_layer("qkv_size")}
     if config.embedding != "trigram" or config.feed_forward is None or wide != {config.hidden_size}:
         raise ValueError(
-            f"{found.source}: only a network like EfficientBERT is shrunk, with formulas, a trigram embedding, one width"
+            f"{found.source}: only a network like EfficientBERT is shrunk, with formulas, trigram embedding, one width"
         )
     if not 1 <= hidden_size <= config.hidden_size:
         raise ValueError(f"a hidden_size of {config.hidden_size} cannot be shrunk to {hidden_size}")

@@ -286,7 +286,7 @@ def _unrunnable(formula: Formula) -> str | None:
         return "wb2 stands before wb1"
     names = sorted({node for node in nodes if is_linear(node)})
     if len(names) > 1:
-        return f"its linears are {' and '.join(names)}; expected one name for both"
+        return f"its linears are {' and '.join(names)}; expected one name"
     return None
 
 

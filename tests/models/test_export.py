@@ -131,6 +131,24 @@ def check_onnx(model, folder: Path, expected_names: list[str]) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("width", ["min", "max"])
+def test_onnx_of_formulas_has_their_numbers_at_any_batch_and_length(width, tmp_path):
+    pytest.importorskip("onnxscript")
+    inner = {"min": 12, "max": 48}[width]
+    changes = {
+        "feed_forward": [
+            "tanh(linear2_2(gelu(linear2_2(max(x,tanh(x)),wb1)),wb2))",
+            "add(leaky_relu(linear1_1(elu(mul(linear1_1(x,wb1),x)),wb2)),swish(x))",
+        ],
+        "feed_forward_width": width,
+        "intermediate_size": inner,
+        "embedding": "trigram",
+        "embedding_size": 8,
+    }
+    check_onnx(network(CompactBertForSequenceClassification, **changes), tmp_path, ["logits"])
+
+
+@pytest.mark.long
 def test_onnx_of_an_uneven_classifier_has_its_numbers_at_any_batch_and_length(tmp_path):
     pytest.importorskip("onnxscript")
     changes = {"num_attention_heads": [4, 2], "qkv_size": [20, 10], "intermediate_size": [40, 7], "pooler_relu": True}
