@@ -15,7 +15,8 @@
 # # Corpus — what will the network read before any task?
 #
 # Documents become pairs of segments, [CLS] A [SEP] B [SEP]: B follows A, or comes from another document. Or, with
-# `packing: chunks`, they become plain chunks of sentences, as AutoTinyBERT reads them. A source is a Wikipedia dump
+# `packing: chunks`, they become plain chunks of sentences, as AutoTinyBERT reads them; with `packing: articles` each document
+# gives one pair, of its middle and another one, which is what EfficientBERT's code makes of it. A source is a Wikipedia dump
 # (`pages-articles`, .xml.bz2 as it is downloaded), a text of one sentence per line with a blank line between documents, the raw
 # text of WikiText, a folder with a .txt per book, or AutoTinyBERT's own files of token lists.
 #
@@ -28,7 +29,7 @@ sources: dict[str, str] = {"bundled": "bundled"}  # by name: a dump (.xml.bz2, .
 joined: bool = True  # one corpus, B may come from any source; false: one corpus for each
 vocabulary: str = ""  # a model, a folder or vocab.txt; empty: a WordPiece vocabulary is trained on the sources
 vocab_size: int = 4000  # size of a vocabulary that is trained
-packing: str = "pairs"  # pairs: segments A and B, as TinyBERT; chunks: as many sentences as fit, as AutoTinyBERT
+packing: str = "pairs"  # pairs: segments A and B; articles: one pair of each; chunks: as many sentences as fit
 max_seq_len: int = 128  # tokens of an instance, special ones included
 short_seq_prob: float = 0.1  # share of the documents cut into shorter instances
 one_seq: bool = False  # B always follows A

@@ -60,6 +60,25 @@ CLAIMED = {
         "arch_sampling",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
+    "efficientbert": (
+        "genotype",
+        "invalid_arch",
+        "operators",
+        "param_counts",
+        "embedding_trigram",
+        "autobert_single",
+        "autotinybert_single",
+        "candidates_share_weights",
+        "supernet_single",
+        "slice_supernet",
+        "checkpoint_key_map",
+        "distil_",
+        "multitask",
+        "schedule",
+        "glue_metrics",
+        "tokenize_glue",
+        "squad_windows",
+    ),
 }
 
 # Everything else in a case is a result. Arrays by the first part of their name: inputs, batches, initial weights, and
@@ -80,9 +99,12 @@ GIVEN_FIELDS_OF_KIND = {
     "generate_data": re.compile(r"corpus|max_seq_len|vocab"),
     "tokenizer": re.compile(r"vocab|text"),
     "glue_processors": re.compile(r"files|vocab|max_seq_length"),
-    "glue_metrics": re.compile(r"task|preds|labels"),
+    "glue_metrics": re.compile(r"task|preds|labels|batch"),
+    "tokenize_glue": re.compile(r"vocab|task|text_[ab]|max_seq_len"),
+    "squad_windows": re.compile(r"vocab|context|qas|split|max_seq_len|max_query_len|trunc_stride"),
+    "distil_": re.compile(r"hidden_ratio|pred_ratio|student|task|temperature"),
     "augmentation": re.compile(r"vocab|M|N|p|glove_lines|glove_vocab_size|sentence|train_tsv|python_random_seed"),
-    "schedule": re.compile(r"params|log_fields"),
+    "schedule": re.compile(r"params|log_fields|total|type"),
     "prune_train": re.compile(r"task|prune_args|per_step_fields"),
     "latency_predictor": re.compile(r"split_sizes"),  # of the original's training; ours holds out by folds
     "searcher": re.compile(r"args|space|model|base_latency|latency_constraint"),
@@ -90,6 +112,12 @@ GIVEN_FIELDS_OF_KIND = {
     "bertadam": re.compile(r"steps"),
     "adaptive_warmup": re.compile(r"total_steps|warmup_steps|warmup_proportion"),
     "mask_counts": re.compile(r"len|prob|max_predictions"),
+    "genotype": re.compile(r"expr|stage"),
+    "invalid_arch": re.compile(r"expr|sel_min"),
+    "param_counts": re.compile(r"name|model_name|hidden|ffn_hidden|layers"),
+    "autobert_single": re.compile(r"f32_vs_f64_max_abs_diff_last"),  # of the original with itself
+    "autotinybert_single": re.compile(r"f32_vs_f64_max_abs_diff_last"),
+    "candidates_share_weights": re.compile(r"archs"),
 }
 
 # The forms of a written tolerance: "exact", "abs 1e-5", "1e-6", "abs 1e-5 float32; masked scores near -1e4: rel 1e-6".

@@ -14,14 +14,17 @@ import torch
 import yaml
 
 from compresskit import running, tracking
-from compresskit.data import bundled
+from compresskit.data import bundled, glue
 from compresskit.data.vocabulary import train_wordpiece
 from compresskit.models import (
     CompactBertConfig,
     CompactBertForMaskedLM,
     CompactBertForSequenceClassification,
+    CompactBertModel,
     checkpoints,
+    presets,
 )
+from compresskit.models.feed_forward import plain
 from compresskit.running.plan import read_plan
 from compresskit.stages import study
 from compresskit.stages.params import Params, params_class
@@ -31,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 PIPELINES = sorted(path.name for path in (ROOT / "params/pipelines").glob("*.yaml"))
 TINYBERT = {"cola": (50, 64), "mnli": (5, 128), "mrpc": (20, 128), "sst2": (10, 64), "stsb": (20, 128), "qqp": (5, 128),
             "qnli": (10, 128), "rte": (20, 128), "squad1": (10, 384)}  # fmt: skip
+EFFICIENTBERT = {"cola": 50, **dict.fromkeys(("mnli", "qqp", "qnli", "sst2", "stsb", "mrpc", "rte", "wnli"), 10)}
 
 
 @pytest.fixture
@@ -215,7 +219,118 @@ def test_the_networks_that_are_compared_are_trained_alike(project):
     assert set(study.NEEDED) <= set(plan.vars)
 
 
+@pytest.mark.parametrize("task", [*EFFICIENTBERT, "squad1", "squad2"])
+def test_a_recipe_has_efficientberts_numbers(task):
+    params = params_class("distill").load(ROOT / f"params/distill-efficientbert-{task}.yaml")
+    squad = task.startswith("squad")
+    epochs, rate = (10, 1e-4) if squad else (EFFICIENTBERT[task], 5e-5)
+    assert (params.task, params.joint_epochs, params.joint_learning_rate, params.batch_size) == (task, epochs, rate, 32)
+    assert (params.intermediate_epochs, params.prediction_epochs, params.max_seq_len) == (0, 0, 128)
+    assert (params.hidden_ratio, params.prediction_ratio, params.temperature, params.warmup_ratio) == (1, 1, 1, 0.1)
+    assert (params.augmented, params.teacher) == ("", f"models:/efficientbert-teacher-{task}@latest")
+    teacher = params_class("finetune").load(ROOT / f"params/finetune-efficientbert-{task if squad else 'glue'}.yaml")
+    assert (teacher.learning_rate, teacher.num_train_epochs, teacher.batch_size) == (3e-5, 3, 32)
+    if squad:
+        for step in (params, teacher):
+            assert (step.max_seq_len, step.max_query_length, step.doc_stride) == (128, 62, 32)
+
+
+def test_every_task_of_efficientbert_has_a_teacher_and_a_student_that_is_evaluated(project):
+    tasks = [*EFFICIENTBERT, "squad1", "squad2"]
+    teachers = steps("efficientbert-teachers.yaml", encoder="bert")
+    assert {step.task for step in teachers.values()} == set(tasks)
+    assert {step.register_as for step in teachers.values()} == {f"efficientbert-teacher-{task}" for task in tasks}
+    found = steps("efficientbert-tasks.yaml", student="tiny", called="efficientbert-tiny", architecture="cut", seed=3)
+    for task in tasks:
+        student, judged = found[task], found[f"on_{task}"]
+        assert (student.task, student.student, student.architecture, student.seed) == (task, "tiny", "cut", 3)
+        assert student.teacher == f"models:/efficientbert-teacher-{task}@latest"
+        assert (judged.task, judged.models) == (task, {"efficientbert-tiny": f"{task}'s model"})
+        assert judged.doc_stride == student.doc_stride
+    together = params_class("multitask").load(ROOT / "params/multitask-efficientbert.yaml")
+    assert together.teachers == {
+        task: f"models:/efficientbert-teacher-{task}@latest" for task in EFFICIENTBERT if task != "wnli"
+    }
+    assert (together.learning_rate, together.num_train_epochs, together.batch_size) == (4e-4, 10, 128)
+
+
+def test_the_supernet_learns_plain_feed_forwards_before_the_sizes_of_the_second_stage(project):
+    found = steps("efficientbert-supernet.yaml", wiki="dump", books="folder")
+    text, supernet, sizes = found.values()
+    assert (text.sources, text.joined, text.epochs, text.max_seq_len) == (
+        {"wiki": "dump", "books": "folder"},
+        True,
+        5,
+        128,
+    )
+    for step in (supernet, sizes):
+        assert (step.learning_rate, step.num_train_epochs, step.batch_size, step.original) == (
+            1e-4,
+            10,
+            256,
+            "efficientbert",
+        )
+    assert (supernet.architecture, supernet.student, supernet.random_sizes) == ("efficientbert-supernet", "", False)
+    assert (sizes.architecture, sizes.student, sizes.random_sizes) == ("efficientbert-stage2", "supernet's model", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "epochs"),
+    [("tiny", "efficientbert-tiny", 10), ("base", "efficientbert", 10), ("plusplus", "efficientbert-plusplus", 10),
+     ("transfer", "efficientbert-tinybert6", 3), ("plus", "efficientbert-stage2", 10)],
+)  # fmt: skip
+def test_the_published_networks_begin_as_the_paper_says(project, name, architecture, epochs):
+    found = steps(f"efficientbert-{name}.yaml")
+    first = found["together" if name == "plus" else "general"]
+    assert (first.architecture, first.num_train_epochs) == (architecture, epochs)
+    assert first.student == ("" if name == "transfer" else "models:/efficientbert-sizes@latest")
+    assert first.random_sizes == (name == "plus")
+    assert first.learning_rate == (4e-4 if name == "plus" else 1e-4)
+    for task in ("mnli", "squad"):
+        assert found[task].student == f"{'together' if name == 'plus' else 'general'}'s model"
+        assert found[task].architecture == ("efficientbert" if name == "plus" else "")
+        assert found[f"on_{task}"].models == {f"efficientbert-{name}": f"{task}'s model"}
+
+
 # ---- at two steps
+
+
+def test_efficientberts_search_has_the_published_numbers_and_each_stage_feeds_the_next(project):
+    found = steps("efficientbert-search.yaml", first_trials="/shared/first.log")
+    first, second, third = (found[name] for name in ("first", "second", "third"))
+    assert [step.search_stage for step in (first, second, third)] == [1, 2, 3]
+    assert (second.previous, third.previous) == ("first's found", "second's found")
+    assert (first.supernet, second.supernet, third.supernet) == (
+        "supernet's model",
+        "supernet's model",
+        "tasks's model",
+    )
+    assert (first.distill_learning_rate, first.learning_rate, first.batch_size) == (1e-4, 4e-4, 128)
+    assert (first.corpus_share, first.distill_epochs, first.train_share, first.num_train_epochs) == (0.02, 1, 0.1, 3)
+    assert (first.initial_trials, first.refit_every, first.min_height, first.max_height) == (80, 10, 3, 7)
+    assert (first.max_parameters - first.min_parameters, first.exploration, first.task) == (10**6, 0, "mnli")
+    assert first.min_parameters + 540 * 768 + 768 == 15_000_000  # the paper counts the projection to 768
+    assert (first.storage, second.storage) == ("/shared/first.log", "")
+    sizes, tasks = found["sizes"], found["tasks"]
+    assert (sizes.student, sizes.architecture, sizes.random_sizes) == ("plain's model", "second's model", True)
+    assert (tasks.student, tasks.architecture, tasks.random_sizes) == ("sizes's model", "second's model", True)
+    assert list(tasks.teachers) == ["mnli", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte"]
+
+
+def test_what_the_quick_search_is_compared_with_differs_in_nothing_but_its_formulas(project):
+    found = steps("efficientbert-quick.yaml")
+    full = found["found"].model_dump()
+    assert (full["student"], full["architecture"]) == ("supernet's model", "third's model")
+    for name in ("plain", "random", "uniform"):
+        other = found[name].model_dump()
+        assert {key for key in full if full[key] != other[key]} == {"architecture", "register_as"}
+        assert other["architecture"] == f"third's {name}"
+    tuned = steps("efficientbert-compare.yaml", seed=43)
+    full = tuned["found"].model_dump()
+    for name in ("plain", "random", "uniform"):
+        other = tuned[name].model_dump()
+        assert {key for key in full if full[key] != other[key]} == {"student"}
+    assert (full["intermediate_epochs"], full["prediction_epochs"], full["joint_epochs"], full["seed"]) == (0, 0, 1, 43)
 
 
 @pytest.fixture
@@ -359,3 +474,96 @@ def test_autotinyberts_pipelines_run_at_two_steps_and_can_be_studied(project, ma
     page = (project / "page.md").read_text()
     for name in ("autotinybert-slow", "baseline-slow-median", "autotinybert-fast", "baseline-fast-uniform"):
         assert f"\n| {name} | " in page
+
+
+@pytest.mark.long
+def test_efficientberts_searches_run_at_a_few_steps_and_can_be_studied(project, made):
+    shutil.copytree(bundled.write(project / ".cache/bundled") / "SST-2", made / "SST-2")
+    tiny = {"text": "bundled", "encoder": made / "encoder", "data_dir": made, "max_rows": 300, "workers": 1,
+            "num_hidden_layers": 3, "hidden_size": 24, "intermediate_size": 24, "embedding_size": 8,
+            "min_parameters": 0, "max_parameters": 0, "text_seq_len": 32, "max_seq_len": 32, "trials": 4,
+            "initial_trials": 3, "refit_every": 1, "size_trials": 4} | {
+        f"{name}_steps": 2 for name in ("pretrain", "teacher", "distill", "candidate", "size", "further")
+    }  # fmt: skip
+    out = run(project, "efficientbert-quick.yaml", **tiny)
+    assert "[12/12] uniform" in out
+    run(project, "efficientbert-compare.yaml", data_dir=made, max_rows=300, max_steps=2, max_seq_len=32)
+    study.study("efficientbert-compare", ["baseline-plain", "baseline-random"], project / "page.md", "as in the test")
+    page = (project / "page.md").read_text()
+    for name in ("efficientbert-found", "baseline-plain", "baseline-random", "baseline-uniform"):
+        assert f"\n| {name} | " in page
+
+
+def glue_files(folder: Path) -> None:
+    """Each task's files with 240 rows of the bundled text, some with folders of the same names, and SQuAD's."""
+    text = (bundled.write(folder / "source") / "corpus.txt").read_text().splitlines()
+    shutil.copytree(folder / "source/squad", folder / "squad")
+    for version in ("train", "dev"):
+        shutil.copy(folder / f"squad/{version}-v1.1.json", folder / f"squad/{version}-v2.0.json")
+    for task in glue.TASKS.values():
+        columns = max((*task.text_columns, task.label_column, 1)) + (2 if task.label_column < 0 else 1)
+        rows = []
+        for number in range(240):
+            row = ["-"] * columns
+            for place, column in enumerate(task.text_columns):
+                row[column] = text[number + place]
+            row[task.label_column] = task.labels[number % len(task.labels)] if task.labels else f"{number % 6}.000"
+            rows.append("\t".join(row))
+        header = ["-"] * columns
+        for name, column in zip(task.header, (*task.text_columns, task.label_column), strict=True):
+            header[column] = name
+        lines = ["\t".join(header), *rows] if task.has_header else rows
+        (folder / task.folder).mkdir(exist_ok=True)
+        for file in (task.train_file, task.dev_file):
+            (folder / task.folder / file).write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.long
+def test_efficientberts_pipelines_run_at_two_steps_from_text_to_every_task(project, made):
+    data = project / "data"
+    glue_files(data)
+    short = {"data_dir": data, "max_rows": 240, "max_steps": 2}
+    out = run(project, "efficientbert-teachers.yaml", encoder=made / "encoder", batch_size=8, **short)
+    assert "[11/11] squad2" in out
+
+    vocab = checkpoints.read(made / "encoder").architecture().vocab_size
+    shape = {"vocab_size": vocab, "num_attention_heads": 12, "max_position_embeddings": 128}
+    trigram = {"embedding": "trigram", "embedding_size": 8}
+    formulas = presets.EFFICIENTBERT[:3]
+    for name, width, fields in (
+        ("supernet", 24, {**trigram, "feed_forward": [str(plain(4))] * 3}),
+        ("formulas", 24, {**trigram, "feed_forward": list(formulas)}),
+        ("narrow", 12, {**trigram, "feed_forward": list(formulas)}),
+        ("deep", 12, {**trigram, "feed_forward": [text for text in formulas for _ in range(2)]}),
+        ("transfer", 24, {"feed_forward": list(formulas), "feed_forward_width": "max", "intermediate_size": 96}),
+    ):
+        config = CompactBertConfig(**{**shape, "hidden_size": width, "num_hidden_layers": len(fields["feed_forward"]),
+                                      "intermediate_size": width, **fields})  # fmt: skip
+        checkpoints.save(config, made / name)
+    learned = {"teacher": made / "encoder", "max_seq_len": 32, "batch_size": 8, "epochs": 1}
+    out = run(
+        project, "efficientbert-supernet.yaml", wiki="bundled", books="bundled", corpus_epochs=1, max_steps=2,
+        supernet=made / "supernet", formulas=made / "formulas", **learned,
+    )  # fmt: skip
+    assert "[3/3] sizes" in out
+    experiments = [e.experiment_id for e in client().search_experiments()]
+    corpus = next(r for r in client().search_runs(experiments) if r.data.tags.get("stage") == "corpus")
+    folder = tracking.read_json(corpus.info.run_id, "result.json")["corpus"]
+    for name, architecture in (("base", "formulas"), ("tiny", "narrow"), ("plusplus", "deep")):
+        own = {"architecture": made / architecture, "corpus": folder}
+        assert "[5/5] on_squad" in run(project, f"efficientbert-{name}.yaml", **own, **learned, **short)
+        wanted = checkpoints.Checkpoint.of(checkpoints.read_config(made / architecture), {}).architecture()
+        found = checkpoints.read(tracking.resolve(f"models:/efficientbert-{name}@latest"))
+        assert found.architecture().key() == wanted.key()
+        with torch.device("meta"):
+            size = CompactBertModel(wanted).num_parameters()
+        assert sum(tensor.numel() for tensor in found.weights.values()) == size  # no more than it uses
+    own = {"wiki": "bundled", "architecture": made / "transfer", "corpus_epochs": 1}
+    assert "[6/6] on_squad" in run(project, "efficientbert-transfer.yaml", **own, **learned, **short)
+    own = {"formulas": made / "formulas", "architecture": made / "formulas", "batch_size": 8, "max_seq_len": 32}
+    assert "[5/5] on_squad" in run(project, "efficientbert-plus.yaml", **own, epochs=1, **short)
+    student = {"student": "models:/efficientbert-multitask@latest", "architecture": made / "formulas"}
+    out = run(project, "efficientbert-tasks.yaml", **student, called="efficientbert-plus-all", **short)
+    assert "[22/22] on_squad2" in out
+    for task in ("wnli", "stsb", "squad2"):
+        assert "efficientbert-plus-all-42" in set(tracking.leaderboard_table(task)["name"])

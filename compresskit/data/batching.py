@@ -135,6 +135,36 @@ class Epochs:
         return self.epochs[epoch % len(self.epochs)]
 
 
+class Mixed:
+    """Batches of several data sets, none mixing them; an epoch has all of all, in an order drawn by (seed, epoch).
+
+    Each batch also has `task`, (B,) int64: the position of its data set in `parts`. Of each part the batches come in
+    its own order (EfficientBERT's multi-task sampler).
+    """
+
+    def __init__(self, parts: Sequence[Batches], seed: int):
+        self.parts, self.seed = parts, seed
+        self.tasks = np.repeat(np.arange(len(parts)), [len(part) for part in parts])  # of the batches of an epoch
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def from_step(self, step: int, num_steps: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of the optimizer steps `step` to `num_steps` − 1, counted from 0 over all epochs."""
+        while step < num_steps:
+            epoch, first = divmod(step, len(self))
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.tasks)
+            before = np.bincount(order[:first], minlength=len(self.parts))
+            own = [
+                part.from_step(epoch * len(part) + int(done), (epoch + 1) * len(part))
+                for part, done in zip(self.parts, before, strict=True)
+            ]
+            for task in order[first : first + num_steps - step].tolist():
+                batch = next(own[task])
+                yield {**batch, "task": torch.full((len(batch["input_ids"]),), task)}
+                step += 1
+
+
 def _padded(column: pa.ChunkedArray, mask: np.ndarray, value: int) -> np.ndarray:
     padded = np.full(mask.shape, value, dtype=np.int64)
     padded[mask] = column.combine_chunks().flatten().to_numpy()

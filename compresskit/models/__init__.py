@@ -4,6 +4,7 @@ from compresskit.models.bert import CompactBertModel
 from compresskit.models.config import CompactBertConfig
 from compresskit.models.heads import (
     CompactBertForMaskedLM,
+    CompactBertForMultitask,
     CompactBertForNextSentencePrediction,
     CompactBertForPreTraining,
     CompactBertForQuestionAnswering,
@@ -13,6 +14,7 @@ from compresskit.models.heads import (
 __all__ = [
     "CompactBertConfig",
     "CompactBertForMaskedLM",
+    "CompactBertForMultitask",
     "CompactBertForNextSentencePrediction",
     "CompactBertForPreTraining",
     "CompactBertForQuestionAnswering",

@@ -36,13 +36,29 @@ RENAMED = (  # theirs, ours
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
     (r"_embeddings\.embedding\.weight$", "_embeddings.weight"),  # AutoTinyBERT
     (r"^((bert|electra)\.)?encoder\.layers\.", r"\1encoder.layer."),  # AutoTinyBERT
+    (r"^module\.", ""),  # from here on EfficientBERT
+    (r"embeddings\.token_embeddings\.", "embeddings.word_embeddings."),
+    (r"embeddings\.segment_embeddings\.", "embeddings.token_type_embeddings."),
+    (r"^encoder\.(\d+)\.", r"encoder.layer.\1."),
+    (r"^(encoder\.layer\.\d+\.attention)\.(query|key|value)\.", r"\1.self.\2."),
+    (r"^(encoder\.layer\.\d+\.attention)\.(dense|layernorm)\.", r"\1.output.\2."),
+    (r"\.all_ffn\.(\d+)\.", r".feed_forward.\1.ffn."),
+    (r"\.ffn\.dense1\.", ".intermediate.dense."),
+    (r"\.ffn\.dense2\.", ".output.dense."),
+    (r"\.ffn\.layernorm\.", ".output.LayerNorm."),
+    (r"^cls_pooler\.", "pooler."),
+    (r"^lm_head\.(dense|layernorm)\.", r"cls.predictions.transform.\1."),
+    (r"^lm_head\.lm_bias$", "cls.predictions.bias"),
+    (r"^lm_head\.lm_decoder\.", "cls.predictions.decoder."),
+    (r"\.layernorm\.", ".LayerNorm."),
     (r"^(bert|electra)\.", ""),  # the prefix is put back where the class has one
 )
 TRAINING_ONLY = re.compile(r"(^|\.)(fit_dense|fit_denses\.\d+|dense_fit)\.")  # projections to the teacher's width
 TRAINING_FILE = "training_only.safetensors"
 TINYBERT_FIELDS = {"pre_trained", "training"}  # in the config of everything that TinyBERT's code has saved
 BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)$")
-HEADS = ("cls.", "classifier.", "qa_outputs.")
+HEADS = ("cls.", "classifier.", "classifiers.", "qa_outputs.")
+SHARED_HEADS = {"wnli": "qnli", "mnli_mm": "mnli"}  # tasks that take another one's head, as EfficientBERT's WNLI does
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 LABELS = {"num_labels", "id2label", "label2id"}
 ATTEMPTS = 100  # to take a folder's place while other processes take it, too
@@ -106,6 +122,17 @@ class Checkpoint:
         model = model_class(self.architecture(**changes))
         self._fill(model, changed=not changes.keys() <= LABELS)
         return model.eval()
+
+    def for_task(self, task: str) -> Checkpoint:
+        """Of a multi-task model the network with that task's head, or none where it has none; others as they are."""
+        tasks = self.config.get("tasks")
+        if not tasks:
+            return self
+        prefix = f"classifiers.{task if task in tasks else SHARED_HEADS.get(task, task)}."
+        weights = {name: tensor for name, tensor in self.weights.items() if not name.startswith("classifiers.")}
+        weights |= {n.replace(prefix, "classifier."): t for n, t in self.weights.items() if n.startswith(prefix)}
+        fields = {name: value for name, value in self.config.items() if name not in ("tasks", *LABELS)}
+        return Checkpoint(fields, weights, self.source, self.training_only)
 
     def architecture(self, **changes: Any) -> CompactBertConfig:
         """The config of `model`. Raises ValueError for fields that cannot be used."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
@@ -75,17 +76,19 @@ class QuestionAnsweringOutput(ModelOutput):
 
 
 class PredictionTransform(nn.Module):
-    """Linear, activation and normalisation before the decoder."""
+    """Linear, activation and normalisation before the decoder; narrows to the token vectors of a trigram embedding."""
 
     def __init__(self, config: CompactBertConfig):
         super().__init__()
-        self.dense = ElasticLinear(config.hidden_size, config.hidden_size)
+        self.embedding_size = config.embedding_size
+        width = config.embedding_size or config.hidden_size
+        self.dense = ElasticLinear(config.hidden_size, width)
         self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = ElasticLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = ElasticLayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., H).  Returns the same shape."""
-        return self.LayerNorm(self.activation(self.dense(hidden, hidden.shape[-1])))
+        """hidden: (..., H).  Returns the same shape, or with a trigram embedding (..., embedding_size)."""
+        return self.LayerNorm(self.activation(self.dense(hidden, self.embedding_size or hidden.shape[-1])))
 
 
 class Predictions(nn.Module):
@@ -94,7 +97,7 @@ class Predictions(nn.Module):
     def __init__(self, config: CompactBertConfig):
         super().__init__()
         self.transform = PredictionTransform(config)
-        self.decoder = ElasticLinear(config.hidden_size, config.vocab_size)
+        self.decoder = ElasticLinear(config.embedding_size or config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(self.decoder.bias.detach().zero_())
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -255,6 +258,30 @@ class CompactBertForSequenceClassification(CompactBertPreTrainedModel):
         elif labels is not None:
             loss = F.cross_entropy(logits, labels)
         return HeadOutput(loss, logits, **_rest(encoded))
+
+
+class CompactBertForMultitask(CompactBertPreTrainedModel):
+    """One encoder with a classification head for each of the config's `tasks`."""
+
+    def __init__(self, config: CompactBertConfig):
+        super().__init__(config)
+        if not config.tasks:
+            raise ValueError("a multi-task model needs `tasks`: the name of each head with its number of outputs")
+        self.bert = CompactBertModel(config)
+        rate = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(rate)
+        self.classifiers = nn.ModuleDict(
+            {task: ElasticLinear(config.hidden_size, size) for task, size in config.tasks.items()}
+        )
+        self.post_init()
+
+    def for_task(self, task: str) -> CompactBertForSequenceClassification:
+        """The model of one task; it shares the weights of the encoder and of that task's head."""
+        head = self.classifiers[task]
+        with torch.device("meta"):  # nothing is allocated: every part is one of ours
+            model = CompactBertForSequenceClassification(self.config.changed(num_labels=len(head.bias), tasks=None))
+        model.bert, model.dropout, model.classifier = self.bert, self.dropout, head  # type: ignore[assignment]
+        return model.train(self.training)
 
 
 class CompactBertForQuestionAnswering(CompactBertPreTrainedModel):

@@ -17,6 +17,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
@@ -27,18 +28,13 @@ from transformers import PreTrainedModel
 from compresskit.kernels import attention
 from compresskit.kernels.layer_norm import add_and_norm
 from compresskit.kernels.sparse_linear import BLOCKS, SparseWeight, sparse_linear
+from compresskit.models import feed_forward
 from compresskit.models.elastic import ElasticLinear, Rows
 
 logger = logging.getLogger(__name__)
 
-LINEARS = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-)
+ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+FEED_FORWARD = ("intermediate.dense", "output.dense")
 PARTS = ("values", "indices", "row_pointers")  # of a sparse layer in a state dict
 TIMED_TOKENS, TIMED_CALLS = 128, 9
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -202,14 +198,30 @@ def run(encoder: Any, hidden: Tensor, mask: Tensor | None, heads: list[int]) -> 
     if mask is not None and not mask.any():  # nothing is masked
         mask = None
     for layer, number in zip(encoder.layer, heads, strict=True):
-        inner, out, wide, end = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+        inner, out = layer.attention.self, layer.attention.output
         query, key, value = (_linear(linear, x) for linear in (inner.query, inner.key, inner.value))  # (A·D, T)
         context = attention.feature_major(query, key, value, number, mask, batch, room)
         x = add_and_norm(_linear(out.dense, context), x, out.LayerNorm.weight, out.LayerNorm.bias, out.LayerNorm.eps)
+        if layer.config.feed_forward is not None:
+            x = _formula(layer, x)
+            yield x.T.unflatten(0, (batch, seq_len))
+            continue
+        wide, end = layer.intermediate, layer.output
         fused = isinstance(wide.dense, SparseLinear) and layer.config.hidden_act == "gelu"
         middle = _linear(wide.dense, x, gelu=True) if fused else wide.activation(_linear(wide.dense, x))
         x = add_and_norm(_linear(end.dense, middle), x, end.LayerNorm.weight, end.LayerNorm.bias, end.LayerNorm.eps)
         yield x.T.unflatten(0, (batch, seq_len))
+
+
+def _formula(layer: Any, x: Tensor) -> Tensor:
+    """All feed-forwards of a layer that has a formula.  x: (H, T).  Returns the same shape."""
+    config = layer.config
+    plan = feed_forward.prepare(config.feed_forward[layer.index], config.feed_forward_width, dim=0)
+    for one in layer.feed_forward:
+        first, end = partial(_linear, one.intermediate["dense"]), one.output
+        out = plan.run(x, first, partial(_linear, end.dense))
+        x = add_and_norm(out.contiguous(), x, end.LayerNorm.weight, end.LayerNorm.bias, end.LayerNorm.eps)
+    return x
 
 
 def _linear(layer: Any, x: Tensor, gelu: bool = False) -> Tensor:
@@ -220,11 +232,15 @@ def _linear(layer: Any, x: Tensor, gelu: bool = False) -> Tensor:
 
 
 def _linears(encoder: Any) -> Iterator[tuple[str, ElasticLinear]]:
-    for number in range(len(encoder.layer)):
-        for name in LINEARS:
+    for number, layer in enumerate(encoder.layer):
+        if layer.config.feed_forward is None:
+            names = list(FEED_FORWARD)
+        else:
+            names = [f"feed_forward.{i}.{name}" for i in range(len(layer.feed_forward)) for name in FEED_FORWARD]
+        for name in (*ATTENTION, *names):
             yield f"layer.{number}.{name}", encoder.get_submodule(f"layer.{number}.{name}")
 
 
 def _put(encoder: nn.Module, name: str, layer: nn.Module) -> None:
     owner, _, last = name.rpartition(".")
-    setattr(encoder.get_submodule(owner), last, layer)
+    encoder.get_submodule(owner).register_module(last, layer)

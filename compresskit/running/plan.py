@@ -189,7 +189,7 @@ def _plan_step(
 def _filled(value: Any, look_up: Callable[[str], Any]) -> Any:
     """`value` with every ${name} replaced; one that is the whole text keeps its type."""
     if isinstance(value, Mapping):
-        return {key: _filled(element, look_up) for key, element in value.items()}
+        return {_filled(key, look_up): _filled(element, look_up) for key, element in value.items()}
     if isinstance(value, list):
         return [_filled(element, look_up) for element in value]
     if not isinstance(value, str):

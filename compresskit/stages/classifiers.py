@@ -24,7 +24,7 @@ def open_classifier(
     where the model must be `trained` and has no head for the task, or one whose outputs have foreign names.
     """
     folder = model_folder(source)
-    found = checkpoints.read(folder)
+    found = checkpoints.read(folder).for_task(task.name)
     head = found.weights.get("classifier.weight")
     names = dict(enumerate(task.labels)) or {0: "score"}
     settings: dict[str, Any] = {"id2label": names, "label2id": {name: i for i, name in names.items()}}

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from compresskit import tracking
 from compresskit.data import vocabulary
 from compresskit.data.corpus import chunks, documents, epoch_files, instances, prepared, shards, token_files
-from compresskit.data.corpus.documents import Documents, Source
+from compresskit.data.corpus.documents import Articles, Documents, Source
 from compresskit.stages.inputs import BUNDLED, corpus_file
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder
@@ -41,7 +41,7 @@ class CorpusParams(Params):
     joined: bool = True  # one corpus of all sources; false: one for each
     vocabulary: str = ""  # a model, a folder or vocab.txt; empty: a WordPiece vocabulary is trained on the sources
     vocab_size: int = Field(4000, ge=100)  # of a vocabulary that is trained
-    packing: Literal["pairs", "chunks"] = "pairs"
+    packing: Literal["pairs", "articles", "chunks"] = "pairs"
     max_seq_len: int = Field(128, ge=5)
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     one_seq: bool = False
@@ -67,7 +67,7 @@ class CorpusParams(Params):
     @property
     def made_epochs(self) -> int:
         """How many epochs are made: nothing about chunks is drawn, one serves all."""
-        return self.epochs if self.packing == "pairs" else 1
+        return 1 if self.packing == "chunks" else self.epochs
 
     def recipe(self) -> instances.Recipe:
         """What shapes a pair."""
@@ -137,7 +137,10 @@ class CorpusStage:
         self.counts.clear()
         for part, names in self._parts().items():
             sizes = {name: self.read_counts[name].documents for name in names}
-            found = Documents(self.making / "documents" / name for name in names)
+            found: Documents | Articles = Documents(self.making / "documents" / name for name in names)
+            if self.params.packing == "articles":
+                found = Articles(found, sizes, [source.name for source in self.sources if source.kind == "books"])
+                sizes = found.sizes
             for epoch in range(self.params.made_epochs):
                 folder = self.making / part / f"epoch_{epoch}"
                 notes = shards.notes(folder)
@@ -150,20 +153,20 @@ class CorpusStage:
         return self.instances_table()
 
     def _write(
-        self, folder: Path, found: Documents, sizes: dict[str, int], seed: str, progress: Progress
+        self, folder: Path, found: Documents | Articles, sizes: dict[str, int], seed: str, progress: Progress
     ) -> Mapping[str, instances.Counts | chunks.Counts]:
         params = self.params
-        if params.packing == "chunks":
+        if isinstance(found, Documents) and params.packing == "chunks":
             return chunks.write(folder, found, sizes, params.max_seq_len, params.faithful, progress.at)
         pieces = instances.Pieces.of(self.tokenizer)
         return instances.write(folder, found, sizes, Random(seed), params.recipe(), pieces, progress.at)
 
-    def _write_json_lines(self, folder: Path, epoch: int, found: Documents) -> None:
+    def _write_json_lines(self, folder: Path, epoch: int, found: Documents | Articles) -> None:
         params, place = self.params, folder.parent / "token_files"
-        if params.packing == "pairs" and not epoch_files.is_written(folder.parent, epoch):
+        if params.packing != "chunks" and not epoch_files.is_written(folder.parent, epoch):
             rows = shards.dataset(folder)
             epoch_files.write_epoch(folder.parent, epoch, rows, self.tokenizer, params.max_seq_len)
-        elif params.packing == "chunks" and not place.exists():
+        elif isinstance(found, Documents) and params.packing == "chunks" and not place.exists():
             written = (
                 chunks.document_chunks(found[number], params.max_seq_len, params.faithful)
                 for number in range(len(found))
@@ -175,7 +178,7 @@ class CorpusStage:
         their mean length.
         """
         table = pd.DataFrame(self.counts)
-        if self.params.packing == "pairs":
+        if self.params.packing != "chunks":
             table["random next"] = (table.pop("random_next") / table["instances"]).round(3)
         table["tokens per instance"] = (table["tokens"] / table["instances"]).round(1)
         return table

@@ -1,4 +1,4 @@
-"""Two-step distillation of a task model into a smaller one."""
+"""Distillation of a task model into a smaller one: layers, then answers, or both together."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from compresskit.stages import distilling
 from compresskit.stages.finetune import finish_task_model
 from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
-from compresskit.stages.session import Session, model_folder, steps
+from compresskit.stages.session import Precision, Session, autocast_dtype, model_folder, on_device, steps
 from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
-from compresskit.training.loop import fit
+from compresskit.training import distill
+from compresskit.training.loop import Losses, fit
 from compresskit.training.teacher import TeacherLogits, model_digest
 
 logger = logging.getLogger(__name__)
+
+
+DEV_BATCH = 4  # training batches, in EfficientBERT's evaluation
 
 
 class DistillParams(Params):
@@ -33,6 +37,9 @@ class DistillParams(Params):
     teacher_labels: list[str] = []  # names of the teacher's outputs in its order, where its config has none
     student: str = ""  # the student's start; empty: layers of the teacher
     student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
+    architecture: str = (
+        ""  # published, or a model's or a search's, which the student is cut to; empty: the student's own
+    )
     layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
     projection: Literal["shared", "per_layer"] = "shared"  # from student to teacher width, where these differ
     teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # in the first step; auto: bfloat16 if it is fast
@@ -46,6 +53,11 @@ class DistillParams(Params):
     intermediate_epochs: float = Field(3.0, ge=0)  # 0: the prediction step alone
     prediction_learning_rate: float = Field(3e-5, gt=0)
     prediction_epochs: float = Field(3.0, ge=0)  # 0: the intermediate step alone
+    joint_learning_rate: float = Field(5e-5, gt=0)
+    joint_epochs: float = Field(0.0, ge=0)  # layers and answers together, as EfficientBERT; 0: not
+    hidden_ratio: float = Field(1.0, ge=0)  # of the layers' losses in the joint step
+    prediction_ratio: float = Field(1.0, ge=0)  # of the answers' loss in it
+    precision: Precision = "float32"
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     temperature: float = Field(1.0, gt=0)
     evals_per_epoch: int = Field(2, ge=1)
@@ -68,7 +80,7 @@ class Distill:
     data: TaskData
     teacher: TaskModel
     student: TaskModel
-    layers: distilling.Layers | None  # None: the first step is left out
+    layers: distilling.Layers | None  # None: the prediction step alone
     released: dict[str, Tensor]  # projections that came with the student
 
     def shapes(self) -> pd.DataFrame:
@@ -76,11 +88,13 @@ class Distill:
         return distilling.shapes(self.teacher, self.student, self.layers.mapping if self.layers else [])
 
     def train(self) -> pd.DataFrame:
-        """Both steps; goes on where a stopped run of the same parameters ended. Returns step, key, value."""
+        """All steps asked for; goes on where a stopped run of the same parameters ended. Returns step, key, value."""
         self.check_teacher()
-        first = self.train_intermediate(self.layers) if self.layers else 0
+        done = self.train_intermediate(self.layers) if self.layers and self.params.intermediate_epochs else 0
         if self.params.prediction_epochs:
-            self.train_prediction(first)
+            done += self.train_prediction(done)
+        if self.layers and self.params.joint_epochs:
+            self.train_together(self.layers, done)
         return self.session.run.history()
 
     def check_teacher(self) -> None:
@@ -111,11 +125,12 @@ class Distill:
             observe=lambda step, numbers: self.session.observe(
                 step, {name.replace("train/", "train/intermediate_"): value for name, value in numbers.items()}
             ),
+            autocast=autocast_dtype(params.precision),
         )
         return num_steps
 
-    def train_prediction(self, offset: int) -> None:
-        """The teacher's answers; the best checkpoint on the selection rows is kept."""
+    def train_prediction(self, offset: int) -> int:
+        """The teacher's answers; the best checkpoint on the selection rows is kept. Returns the number of steps."""
         params, task = self.params, self.data.task
         remembered = self.remembered()
         batches = self.batches(with_index=remembered is not None)
@@ -135,10 +150,57 @@ class Distill:
             patience=params.patience,
             planned_steps=steps(params.prediction_epochs, len(batches), 0),
             max_grad_norm=distilling.max_grad_norm(params),
+            autocast=autocast_dtype(params.precision),
             observe=lambda step, numbers: self.session.observe(offset + step, numbers),
         )
         if remembered is not None:
             remembered.keep()
+        return num_steps
+
+    def train_together(self, layers: distilling.Layers, offset: int) -> None:
+        """Attention scores, hidden states and answers at once; the best checkpoint on the selection rows is kept."""
+        params, batches, task = self.params, self.batches(), self.data.task
+        num_steps = steps(params.joint_epochs, len(batches), params.max_steps)
+
+        def losses(teacher: TaskModel) -> Losses:
+            return distill.together(
+                self.student,
+                teacher,
+                layers.mapping,
+                layers.project,
+                task.original_answers if params.faithful else task.answers,
+                hidden_ratio=params.hidden_ratio,
+                prediction_ratio=params.prediction_ratio,
+                temperature=params.temperature,
+                padded=params.faithful,
+            )
+
+        sample = batches.from_step(0, min(2, num_steps))
+        teacher = distilling.teacher_as_asked(params, self.session, self.teacher, self.student, losses, sample)
+        fit(
+            self.student,
+            batches,
+            losses(teacher),
+            *distilling.optimizer(params, layers.modules, params.joint_learning_rate, num_steps, "", "efficientbert"),
+            num_steps,
+            label="distill: layers and answers",
+            state=self.session.state("joint"),
+            parts=layers.parts,
+            evaluate=self.chosen_by,
+            eval_every=max(1, len(batches) // params.evals_per_epoch),
+            patience=params.patience,
+            planned_steps=steps(params.joint_epochs, len(batches), 0),
+            max_grad_norm=distilling.max_grad_norm(params, "efficientbert"),
+            autocast=autocast_dtype(params.precision),
+            observe=lambda step, numbers: self.session.observe(offset + step, numbers),
+        )
+
+    def chosen_by(self) -> float:
+        """What chooses the checkpoint of the joint step: the score; faithful: the mean of those of batches."""
+        record = self.data.predict(self.student, self.params.select_on)
+        if self.params.faithful:
+            return self.data.task.original_score(record, DEV_BATCH * self.params.batch_size)
+        return self.data.task.score(record).value
 
     def batches(self, with_index: bool = False) -> Batches:
         """Training batches, in the order that `distilling.batch_order` gives."""
@@ -167,8 +229,8 @@ class Distill:
 def open(params: DistillParams) -> Distill:
     """Load teacher, student and data, start the run."""
     task = task_named(params.task)
-    if not params.intermediate_epochs and not params.prediction_epochs:
-        raise ValueError("both steps are off; set intermediate_epochs or prediction_epochs above 0")
+    if not (params.intermediate_epochs or params.prediction_epochs or params.joint_epochs):
+        raise ValueError("all steps are off; set intermediate_epochs, prediction_epochs or joint_epochs above 0")
     if params.student and params.student_layers:
         raise ValueError("the student's start is named twice; give student, or student_layers of the teacher")
     session = Session(
@@ -188,9 +250,14 @@ def open(params: DistillParams) -> Distill:
     else:
         every_second = range(2, teacher.config.num_hidden_layers + 1, 2)
         student = elastic.keep_layers(teacher, params.student_layers or every_second)
+    if params.architecture:
+        student = on_device(
+            distilling.cut(student, distilling.architecture(params.architecture), False, params.seed)[0]
+        )
     if params.faithful and isinstance(student, CompactBertForSequenceClassification):
         student.dropout.p = 0.0  # TinyBERT's code has this dropout and never applies it
-    layers = distilling.Layers.of(params, teacher, student, released) if params.intermediate_epochs else None
+    learned = params.intermediate_epochs or params.joint_epochs
+    layers = distilling.Layers.of(params, teacher, student, released) if learned else None
     data = task_data(task, params, tokenizer, batch_size=params.batch_size, augmented=params.augmented)
     session.run.input(params.task, data.source, data.train)
     return Distill(params, session, data, teacher, student, layers, released)

@@ -1,5 +1,5 @@
-"""What the stages distill, general_distill and prune share: learning from a teacher's layers, by default as it is best
-done and with `faithful` as TinyBERT's code, on which SparseBERT's is built, did it.
+"""What the stages distill, general_distill, multitask and prune share: learning from a teacher's layers, by default as
+it is best done and with `faithful` as the original: TinyBERT's code, on which SparseBERT's stands, or EfficientBERT's.
 """
 
 from __future__ import annotations
@@ -7,16 +7,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from random import Random
+from typing import Any, Literal, Protocol, TypeVar
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from compresskit.data.batching import Batches, Epochs
-from compresskit.stages.session import DEVICE, Session
+from compresskit.models import CompactBertConfig, checkpoints, elastic, presets
+from compresskit.models.feed_forward import parse
+from compresskit.search.progressive import Rules, SizesOfFormulas
+from compresskit.stages.session import DEVICE, Session, model_folder
 from compresskit.training import distill
 from compresskit.training.loop import Batch, Losses, Observer, Pieces, fit
 from compresskit.training.optim import BertAdam, adamw, bert_schedule, decay_groups, linear_schedule
@@ -45,6 +51,10 @@ class LayerParams(TeacherParams, Protocol):
     projection: Literal["shared", "per_layer"]
 
 
+Student = TypeVar("Student", bound=PreTrainedModel)
+Original = Literal["tinybert", "efficientbert"]  # whose code `faithful` follows
+
+
 @dataclass
 class Layers:
     """A student's layers, the teacher layers they learn from, and the map between the widths of their states."""
@@ -54,6 +64,7 @@ class Layers:
     student: PreTrainedModel
     mapping: list[int]
     project: nn.Module | None
+    network: distill.Network = distill.whole  # inside the student, that learns at a step
 
     @classmethod
     def of(
@@ -62,6 +73,7 @@ class Layers:
         teacher: PreTrainedModel,
         student: PreTrainedModel,
         released: Mapping[str, Tensor],
+        network: distill.Network = distill.whole,
     ) -> Layers:
         """The pair, checked; released: projections that came with the student, see `distill.projection`."""
         mapping = layer_mapping(params, student.config, teacher.config)
@@ -73,12 +85,22 @@ class Layers:
             always=params.faithful,
             released=released,
         )
-        return cls(params, teacher, student, mapping, None if project is None else project.to(DEVICE))
+        return cls(params, teacher, student, mapping, None if project is None else project.to(DEVICE), network)
 
-    def losses(self, teacher: PreTrainedModel | None = None) -> Losses:
+    @property
+    def modules(self) -> list[nn.Module]:
+        """What is trained."""
+        return [self.student] if self.project is None else [self.student, self.project]
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """What is saved beside the student while it is trained."""
+        return {} if self.project is None else {"projection": self.project}
+
+    def losses(self, teacher: PreTrainedModel | None = None, network: distill.Network = distill.whole) -> Losses:
         """What is minimised; `teacher`: another form of it, such as one in bfloat16."""
         asked = self.teacher if teacher is None else teacher
-        return distill.intermediate(self.student, asked, self.mapping, self.project, padded=self.params.faithful)
+        return distill.intermediate(self.student, asked, self.mapping, self.project, self.params.faithful, network)
 
     def learn(
         self,
@@ -93,24 +115,26 @@ class Layers:
         label: str,
         state: TrainingState,
         observe: Observer,
+        original: Original = "tinybert",
+        autocast: torch.dtype | None = None,
     ) -> None:
         """Attention scores and hidden states, no answers: there is nothing to choose by, the last weights stand.
 
         schedule, schedule_steps: what `faithful` asks of the learning rate, and how long it takes.
         """
-        modules: list[nn.Module] = [self.student] if self.project is None else [self.student, self.project]
         teacher = self.teacher_for(session, batches, num_steps)
         fit(
             self.student,
             batches,
-            self.losses(teacher),
-            *optimizer(self.params, modules, learning_rate, schedule_steps, schedule),
+            self.losses(teacher, self.network),
+            *optimizer(self.params, self.modules, learning_rate, schedule_steps, schedule, original),
             num_steps,
             label=label,
             state=state,
-            parts={} if self.project is None else {"projection": self.project},
+            parts=self.parts,
             planned_steps=planned_steps,
-            max_grad_norm=max_grad_norm(self.params),
+            max_grad_norm=max_grad_norm(self.params, original),
+            autocast=autocast,
             observe=observe,
         )
 
@@ -187,16 +211,76 @@ def batch_order(params: LearningParams) -> dict[str, Any]:
 
 
 def optimizer(
-    params: LearningParams, modules: list[nn.Module], learning_rate: float, num_steps: int, schedule: str
+    params: LearningParams,
+    modules: list[nn.Module],
+    learning_rate: float,
+    num_steps: int,
+    schedule: str,
+    original: Original = "tinybert",
 ) -> tuple[Optimizer, LRScheduler]:
-    """AdamW with warm-up and linear decay; faithful: BertAdam with the `schedule` of the original."""
-    if params.faithful:
+    """AdamW with warm-up and linear decay; faithful: the same from a rate of 0 on, as EfficientBERT's code, or BertAdam
+    with the `schedule` of TinyBERT's.
+    """
+    if params.faithful and original == "tinybert":
         bert_adam = BertAdam(decay_groups(modules, 0.01), lr=learning_rate)
         return bert_adam, bert_schedule(bert_adam, num_steps, schedule, params.warmup_ratio)
     adam = adamw(modules, learning_rate)
+    if params.faithful:
+        return adam, get_linear_schedule_with_warmup(adam, int(num_steps * params.warmup_ratio), num_steps)
     return adam, linear_schedule(adam, num_steps, params.warmup_ratio)
 
 
-def max_grad_norm(params: LearningParams) -> float:
+def max_grad_norm(params: LearningParams, original: Original = "tinybert") -> float:
     """BertAdam clips each tensor by itself."""
-    return math.inf if params.faithful else 1.0
+    return math.inf if params.faithful and original == "tinybert" else 1.0
+
+
+def architecture(named: str) -> CompactBertConfig:
+    """The config that `named` means: a published architecture, or that of a model or of a search's winner, wherever it
+    is.  Raises ValueError or FileNotFoundError where it is neither.
+    """
+    if not Path(named).expanduser().is_dir() and "/" not in named:
+        return presets.config(named)
+    folder = checkpoints.local_folder(model_folder(named))
+    return checkpoints.Checkpoint.of(checkpoints.read_config(folder), {}, named).architecture()
+
+
+def cut(
+    student: Student, wanted: CompactBertConfig | None, sizes_vary: bool, seed: int
+) -> tuple[Student, distill.Network]:
+    """The student as the network of these feed-forwards that is inside it, and which of those inside that one learns.
+
+    wanted: None: the student's own. sizes_vary: all sizes of its formulas are kept, and at each step others learn: see
+    `random_sizes`. Raises ValueError where the student does not hold what is wanted.
+    """
+    if wanted is None and not sizes_vary:
+        return student, distill.whole
+    config = student.config
+    if wanted is not None:
+        same = ("num_hidden_layers", "hidden_size", "num_attention_heads", "embedding")
+        unlike = [name for name in same if config.brief(name) != wanted.brief(name)]
+        if unlike:
+            name = unlike[0]
+            raise ValueError(
+                f"architecture: {name} is {wanted.brief(name)}, the student's {config.brief(name)}; take a student of "
+                "that shape, or cut it to it with the stage general_distill"
+            )
+        config = config.changed(feed_forward=wanted.feed_forward, feed_forward_width=wanted.feed_forward_width)
+    network = random_sizes(config, seed) if sizes_vary else distill.whole
+    return elastic.extract(student, widest(config) if sizes_vary else config), network
+
+
+def widest(config: CompactBertConfig) -> CompactBertConfig:
+    """The network that holds those of all feed-forward sizes. Raises ValueError for one without formulas."""
+    if config.feed_forward is None:
+        raise ValueError("random_sizes: the student has no feed-forward formulas whose sizes could be drawn")
+    return config.changed(feed_forward=[str(parse(formula).resized("4_1")) for formula in config.feed_forward])
+
+
+def random_sizes(config: CompactBertConfig, seed: int) -> distill.Network:
+    """At each step a network of other feed-forward sizes: each layer has that of `config` or one of the sixteen, with
+    equal chances (EfficientBERT, third stage of the search). What is drawn follows from seed and step alone.
+    """
+    whole = widest(config)
+    space = SizesOfFormulas(Rules(whole), tuple(config.feed_forward or ()))
+    return lambda step: whole.changed(feed_forward=list(space.draw(Random(f"{seed} sizes {step}"))))

@@ -1,4 +1,6 @@
-"""TinyBERT's general distillation: a small encoder learns the layers of a pre-trained one from plain text."""
+"""General distillation: a small encoder, or a supernet of feed-forward sizes, learns the layers of a pre-trained one
+from plain text (TinyBERT's first stage, EfficientBERT's pre-training).
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ from torch import Tensor
 from compresskit.data import corpora
 from compresskit.data.batching import Batches, Epochs
 from compresskit.data.corpus import prepared
-from compresskit.models import CompactBertConfig, CompactBertModel, checkpoints, elastic
+from compresskit.models import CompactBertConfig, CompactBertModel, checkpoints, efficientbert, elastic
+from compresskit.models.feed_forward import plain
 from compresskit.stages import distilling
 from compresskit.stages.inputs import corpus_file, tokenizer_for
 from compresskit.stages.params import Params
-from compresskit.stages.session import Session, model_folder, on_device
+from compresskit.stages.session import Precision, Session, autocast_dtype, model_folder, on_device
 from compresskit.training import distill
 
 logger = logging.getLogger(__name__)
@@ -36,21 +39,27 @@ class GeneralDistillParams(Params):
     teacher: str = "models:/demo-encoder@latest"  # a pre-trained encoder: a run, a registered model, a folder or hub id
     student: str = ""  # go on with this general student; empty: a new one
     student_layers: list[int] = []  # teacher layers, from 1, that a new one begins as; empty: random, of these sizes
+    architecture: str = ""  # published, or a model's or a search's; a student is cut to it; empty: the sizes below
+    random_sizes: bool = False  # at each step other feed-forward sizes learn, the architecture's or any of the 16
     num_hidden_layers: int = Field(2, ge=1)
     hidden_size: int = Field(64, ge=1)
     num_attention_heads: int = Field(4, ge=1)  # as many as the teacher has
     intermediate_size: int = Field(256, ge=1)
+    embedding_size: int = Field(0, ge=0)  # of a trigram embedding; 0: BERT's
+    formulas: bool = False  # a new student is a supernet whose formulas can be searched: four feed-forwards per layer
     dropout: float = Field(0.1, ge=0, lt=1)  # of states and attention of one that starts at random
     initializer_range: float = Field(0.02, gt=0)  # of a new student
     layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
     projection: Literal["shared", "per_layer"] = "shared"  # from student to teacher width, where these differ
     teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "float32"
     max_seq_len: int = Field(128, ge=8)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
     num_train_epochs: float = Field(3.0, gt=0)
     faithful: bool = False
+    original: distilling.Original = "tinybert"  # whose code faithful follows
     max_steps: int = Field(0, ge=0)  # stop earlier, for smoke tests; 0: no limit
     threads: int = Field(0, ge=0)  # of torch; 0: all cores
     register_as: str = ""
@@ -99,6 +108,8 @@ class GeneralDistill:
             label="general distillation",
             state=self.session.state(),
             observe=self.session.observe,
+            original=params.original,
+            autocast=autocast_dtype(params.precision),
         )
         self.losses["after"] = self.held_out_losses()
         for step, when in ((0, "before"), (num_steps, "after")):
@@ -165,14 +176,14 @@ def open(params: GeneralDistillParams) -> GeneralDistill:
     )
     if not {"classifier.weight", "qa_outputs.weight"}.isdisjoint(found.weights):
         logger.warning("%s was fine-tuned on a task; a general student wants a teacher that was not", params.teacher)
-    student, released = _student(params, found, teacher.config, tokenizer)
+    student, network, released = _student(params, found, teacher.config, tokenizer)
     for who, config in (("teacher", teacher.config), ("student", student.config)):
         if params.max_seq_len > config.max_position_embeddings:
             raise ValueError(
                 f"max_seq_len is {params.max_seq_len}, the {who} takes {config.max_position_embeddings} tokens; lower "
                 "max_seq_len"
             )
-    layers = distilling.Layers.of(params, on_device(teacher), on_device(student), released)
+    layers = distilling.Layers.of(params, on_device(teacher), on_device(student), released, network)
 
     rows = instances.epochs if instances else [corpora.encode(corpus, tokenizer, params.max_seq_len)]
     identity = hashlib.sha256((corpus / prepared.MANIFEST).read_bytes()).hexdigest() if instances else rows[0]
@@ -191,38 +202,59 @@ def open(params: GeneralDistillParams) -> GeneralDistill:
 
 def _student(
     params: GeneralDistillParams, found: checkpoints.Checkpoint, teacher: CompactBertConfig, tokenizer: Any
-) -> tuple[CompactBertModel, dict[str, Tensor]]:
-    """A new student for that teacher, or the one to go on with and the projection that came with it."""
+) -> tuple[CompactBertModel, distill.Network, dict[str, Tensor]]:
+    """A new student for that teacher, or the one to go on with; which network inside it learns at a step; and the
+    projection that came with it.
+    """
     if params.student and params.student_layers:
         raise ValueError("the student's start is named twice; give student, or student_layers of the teacher")
+    wanted = distilling.architecture(params.architecture) if params.architecture else None
+    released: dict[str, Tensor] = {}
     if params.student_layers:
-        return elastic.keep_layers(found.model(CompactBertModel), params.student_layers), {}
-    if not params.student:
-        return CompactBertModel(new_config(params, teacher)), {}
-    folder = model_folder(params.student)
-    given = checkpoints.read(folder)
-    student = given.model(CompactBertModel)
-    distilling.check_vocabularies(tokenizer_for(folder, student.config.vocab_size), tokenizer)
-    return student, given.training_only
+        student = elastic.keep_layers(found.model(CompactBertModel), params.student_layers)
+    elif params.student:
+        folder = model_folder(params.student)
+        given = checkpoints.read(folder)
+        distilling.check_vocabularies(tokenizer_for(folder, given.architecture().vocab_size), tokenizer)
+        if wanted is not None:
+            given = _shrunk(given, wanted)
+        student, released = given.model(CompactBertModel), given.training_only
+    else:
+        config = new_config(params, teacher, wanted)
+        student = CompactBertModel(distilling.widest(config) if params.random_sizes else config)
+    return *distilling.cut(student, wanted, params.random_sizes, params.seed), released
 
 
-def new_config(params: GeneralDistillParams, teacher: CompactBertConfig) -> CompactBertConfig:
-    """The config of a student that starts at random; what is no size is the teacher's."""
-    inherited = (
-        "vocab_size",
-        "type_vocab_size",
-        "max_position_embeddings",
-        "hidden_act",
-        "layer_norm_eps",
-        "pad_token_id",
-    )
+def _shrunk(given: checkpoints.Checkpoint, wanted: CompactBertConfig) -> checkpoints.Checkpoint:
+    """A student cut to a narrower architecture, or to one with every layer several times; others as they are."""
+    own = given.architecture()
+    copies, rest = divmod(wanted.num_hidden_layers, own.num_hidden_layers)
+    if (copies, wanted.hidden_size) == (1, own.hidden_size) or rest or wanted.hidden_size > own.hidden_size:
+        return given
+    return efficientbert.shrink(given, wanted.hidden_size, copies)
+
+
+def new_config(
+    params: GeneralDistillParams, teacher: CompactBertConfig, wanted: CompactBertConfig | None = None
+) -> CompactBertConfig:
+    """The config of a student that starts at random; what is no size is the teacher's, or that of `wanted`."""
+    inherited = ["vocab_size", "type_vocab_size", "max_position_embeddings", "pad_token_id"]
+    settings: dict[str, Any] = {
+        "hidden_dropout_prob": params.dropout,
+        "attention_probs_dropout_prob": params.dropout,
+        "initializer_range": params.initializer_range,
+    }
+    if wanted is not None:
+        return wanted.changed(**{name: getattr(teacher, name) for name in inherited}, **settings)
+    if params.embedding_size:
+        settings |= {"embedding": "trigram", "embedding_size": params.embedding_size}
+    if params.formulas:
+        settings["feed_forward"] = [str(plain(4))] * params.num_hidden_layers
     return CompactBertConfig(
-        **{name: getattr(teacher, name) for name in inherited},
+        **{name: getattr(teacher, name) for name in (*inherited, "hidden_act", "layer_norm_eps")},
         num_hidden_layers=params.num_hidden_layers,
         hidden_size=params.hidden_size,
         num_attention_heads=params.num_attention_heads,
         intermediate_size=params.intermediate_size,
-        hidden_dropout_prob=params.dropout,
-        attention_probs_dropout_prob=params.dropout,
-        initializer_range=params.initializer_range,
+        **settings,
     )

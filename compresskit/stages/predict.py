@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,22 @@ from compresskit.evaluation import glue as label_scores
 from compresskit.models import checkpoints
 from compresskit.stages.inputs import glue_source
 from compresskit.stages.session import model_folder
-from compresskit.stages.tasks import TASKS, SentenceTask, SpanTask, TaskModel, rows_in_order, task_data, task_named
+from compresskit.stages.tasks import (
+    TASKS,
+    Reading,
+    SentenceTask,
+    SpanTask,
+    TaskModel,
+    rows_in_order,
+    task_data,
+    task_named,
+)
 from compresskit.training.progress import watched
 
 LEDGER = "predictions.json"  # what each file was made from
 SUBMITTED = {task: glue_submission.files_of(task) for task in glue.TASKS if glue_submission.files_of(task)}
 QUESTIONS = [name for name, task in TASKS.items() if isinstance(task, SpanTask)]
 Job = tuple[str, Dataset, Callable[[], Path]]  # a file's name, the rows it answers, and what writes it
-
-
-@dataclass
-class Reading:
-    """Where the rows of a task are and how they become tokens; the names are those of `TaskParams`."""
-
-    task: str
-    data_dir: str
-    max_seq_len: int
-    doc_stride: int
-    max_query_length: int
-    max_rows: int = 0
-    seed: int = 0
 
 
 def predict(

@@ -24,7 +24,7 @@ from compresskit.search.spaces import space_of
 from compresskit.stages import distilling
 from compresskit.stages.inputs import corpus_file, tokenizer_for
 from compresskit.stages.params import Params
-from compresskit.stages.session import DEVICE, Session, model_folder, on_device, steps
+from compresskit.stages.session import Precision, Session, autocast_dtype, model_folder, on_device, steps
 from compresskit.training import distill, distributed
 from compresskit.training.loop import Batch, Pieces, fit
 from compresskit.training.optim import (
@@ -74,7 +74,7 @@ class PretrainParams(Params):
     max_seq_len: int = Field(64, ge=8)
     batch_size: int = Field(32, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)  # parts a batch is computed in, one after the other
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     learning_rate: float = Field(5e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)  # 0, or more than the run has: warmup_ratio
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
@@ -224,13 +224,6 @@ class Pretrain:
             training_only={} if self.project is None else released_form(self.project),
         )
         return self.session.finish({"model": model, "held_out_loss": loss})
-
-
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """The dtype of matrix products: auto is bfloat16 on a GPU that has it, else that of the weights, as is float32."""
-    if precision == "auto":
-        return torch.bfloat16 if DEVICE.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import torch
@@ -25,6 +25,7 @@ from compresskit.training import distributed
 from compresskit.training.state import TrainingState
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Precision = Literal["auto", "float32", "bfloat16", "float16"]  # of matrix products
 LAST_WORD_SECONDS = 20.0  # the first process needs about 5 s to close its run and keep its notebook
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -128,6 +129,13 @@ def steps(num_train_epochs: float, batches_per_epoch: int, max_steps: int) -> in
 def model_folder(source: str) -> str | Path:
     """What a stage's `model` names, as something that loads: runs:/…/model, models:/name@alias, a folder, a hub id."""
     return tracking.resolve(source)
+
+
+def autocast_dtype(precision: Precision) -> torch.dtype | None:
+    """The dtype of matrix products: auto is bfloat16 on a GPU that has it, else that of the weights, as is float32."""
+    if precision == "auto":
+        return torch.bfloat16 if DEVICE.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
 def on_device(model: Model) -> Model:

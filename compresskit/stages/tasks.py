@@ -22,7 +22,7 @@ from compresskit.stages.classifiers import open_classifier
 from compresskit.stages.inputs import data_folder, glue_source, tokenizer_for
 from compresskit.stages.session import model_folder, on_device
 from compresskit.stages.yaml_text import did_you_mean
-from compresskit.training import distill, distill_spans, prune
+from compresskit.training import distill, distill_spans
 from compresskit.training.loop import Batch
 from compresskit.training.progress import watched
 
@@ -43,6 +43,19 @@ class TaskParams(Protocol):
     seed: int
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Where the rows of a task are and how they become tokens: `TaskParams` of a stage that has several tasks."""
+
+    task: str
+    data_dir: str
+    max_seq_len: int
+    doc_stride: int = 128
+    max_query_length: int = 64
+    max_rows: int = 0
+    seed: int = 0
+
+
 class SentenceTask:
     """A GLUE task: a label or a grade for a sentence or a pair."""
 
@@ -50,7 +63,8 @@ class SentenceTask:
     recorded = ("labels", "logits")  # names in a record: what is right, and what the model said
     usual_seq_len = 128  # where nobody says otherwise
     prediction = staticmethod(distill.prediction)  # losses of the second step of distillation
-    answers = staticmethod(prune.label_answers)  # the answers' part of the loss while pruning
+    answers = staticmethod(distill.label_answers)  # the answers' part where all losses are learned together
+    original_answers = staticmethod(distill.label_answers)  # the same as EfficientBERT's code has it
 
     def __init__(self, name: str):
         self.name, self.described = name, glue.TASKS[name]
@@ -96,6 +110,11 @@ class SentenceTask:
         """The score that follows from a record."""
         return label_scores.score(self.name, record["logits"], record["labels"])
 
+    def original_score(self, record: dict[str, Any], batch_size: int) -> float:
+        """What EfficientBERT's code chooses a checkpoint by: the main metric, as a mean over batches."""
+        means = label_scores.batch_means(self.name, record["logits"], record["labels"], batch_size)
+        return means[self.described.main_metric if len(means) == 1 else "_".join(self.described.metrics)]
+
 
 class SpanTask:
     """SQuAD: questions whose answer is a part of a paragraph, in 2.0 also questions without one."""
@@ -105,6 +124,7 @@ class SpanTask:
     usual_seq_len = 384
     prediction = staticmethod(distill_spans.prediction)
     answers = staticmethod(distill_spans.span_answers)
+    original_answers = staticmethod(distill_spans.original_span_answers)
 
     def __init__(self, name: str, version: str, null_threshold: float | None):
         self.name, self.version, self.null_threshold = name, version, null_threshold
@@ -116,7 +136,7 @@ class SpanTask:
         if labels:
             raise ValueError(f"{self.name} has no labels, but they are named {', '.join(labels)}; leave them out")
         folder = model_folder(source)
-        found = checkpoints.read(folder)
+        found = checkpoints.read(folder).for_task(self.name)
         if trained and "qa_outputs.weight" not in found.weights:
             raise ValueError(f"{source} has no head for questions; fine-tune it on {self.name} first")
         model = found.model(CompactBertForQuestionAnswering, num_labels=2)
@@ -177,6 +197,11 @@ class SpanTask:
         for metric, best in record.get("best_thresholds", {}).items():
             score.metrics[f"eval/best_threshold_{metric}"] = best["value"]
         return score
+
+    def original_score(self, record: dict[str, Any], batch_size: int) -> float:
+        """What EfficientBERT's code chooses a checkpoint by: the mean of exact match and F1, over all questions."""
+        metrics = self.score(record).metrics
+        return (metrics["eval/exact_match"] + metrics["eval/f1"]) / 2
 
 
 Task = SentenceTask | SpanTask

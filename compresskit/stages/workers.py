@@ -50,30 +50,34 @@ class Workers:
             process.join()
         self._processes.clear()
 
-    def results(self, jobs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    def results(self, jobs: Mapping[str, Any] | Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         """Name and result of each job, as they are finished; started in the given order.
 
-        A job whose process died is given to a new one. Raises WorkerFailed, one sentence that names the job, where that
-        dies too, and where the function raises.
+        jobs: by their names; an iterator is asked for the next name and job only when a process is free. A job whose
+        process died is given to a new one. Raises WorkerFailed, one sentence that names the job, where that dies too,
+        and where the function raises.
         """
+        coming = iter(jobs.items()) if isinstance(jobs, Mapping) else jobs
         if self.count == 1:
             self._here = self._here or self.make()
-            for name, job in jobs.items():
+            for name, job in coming:
                 with _quiet():
                     result = self._here(job)
                 yield name, result
             return
-        waiting, attempts = deque(jobs), Counter[str]()
-        busy: dict[Connection, str] = {}
-        while waiting or busy:
-            while waiting and len(busy) < self.count:
+        again, attempts = deque[tuple[str, Any]](), Counter[str]()  # again: jobs whose process died
+        busy: dict[Connection, tuple[str, Any]] = {}
+        while True:
+            while len(busy) < self.count and (job := again.popleft() if again else next(coming, None)):
                 connection = next((c for c in self._processes if c not in busy), None) or self._start()
-                busy[connection] = name = waiting.popleft()
+                busy[connection] = job
                 with suppress(OSError):  # it died while idle: found out below
-                    connection.send(jobs[name])
+                    connection.send(job[1])
+            if not busy:
+                return
             heard = wait(list(busy))
             for connection in [own for own in busy if own in heard]:
-                name = busy.pop(connection)
+                name, job = busy.pop(connection)
                 try:
                     result, error = connection.recv()
                 except (EOFError, OSError):
@@ -88,7 +92,7 @@ class Workers:
                             "command again: what is finished is kept"
                         ) from None
                     print(f"{name}: its process ended with {_ending(process.exitcode)}; tried again", flush=True)
-                    waiting.appendleft(name)
+                    again.append((name, job))
                     continue
                 if error:
                     raise WorkerFailed(f"{name}: {error}")

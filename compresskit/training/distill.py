@@ -1,4 +1,6 @@
-"""Two-step task distillation: first the layers in between, then the answers (TinyBERT, sections 3 and 4)."""
+"""Distillation of layers and answers: one after the other (TinyBERT, sections 3 and 4), or together (SparseBERT,
+EfficientBERT); of a supernet also of another network inside it at each step.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,9 @@ from compresskit.training.losses import (
 )
 
 logger = logging.getLogger(__name__)
+
+Answers = Callable[[Any, Any, Batch, float], Tensor]  # outputs of student and teacher, batch, temperature, to a loss
+Network = Callable[[int], Any]  # step, from 1, to the config of the network inside the student that learns in it
 
 # Up to this length the attention loss is fastest on maps, kept of the layers it compares (benchmarks/score_mse.py).
 KEPT_MAPS = 192
@@ -119,6 +124,18 @@ def layer_inputs(batch: Batch, layers: Sequence[int]) -> dict[str, Any]:
     return {**inputs(batch), "output_hidden_states": True, **wish}
 
 
+def whole(step: int) -> None:
+    """No network inside the student: all of it learns at every step."""
+
+
+def taught(teacher: PreTrainedModel, given: Mapping[str, Any]) -> Any:
+    """What the teacher says, without gradients; one whose weights were rounded as a whole computes as it is."""
+    kind = given["input_ids"].device.type
+    rounded = teacher.dtype != torch.float32  # autocast wants weights in float32
+    with torch.no_grad(), torch.autocast(kind, enabled=torch.is_autocast_enabled(kind) and not rounded):
+        return teacher(**given)
+
+
 def layer_losses(
     own: Any, target: Any, mapping: Sequence[int], project: nn.Module | None, batch: Batch, padded: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -127,17 +144,42 @@ def layer_losses(
     Means run over real tokens; padded: over padding too, as in TinyBERT's code, so that they depend on its amount.
     """
     mask = batch["attention_mask"]
-    if own.attention_scores is not None:
-        attention = attention_map_mse(own.attention_scores, target.attention_scores, mapping, mask, padded)
-    else:
-        ours, theirs = (list(zip(o.query_states, o.key_states, strict=True)) for o in (own, target))
-        attention = attention_score_mse(ours, theirs, mapping, mask, padded)
-    hidden = hidden_state_mse(own.hidden_states, target.hidden_states, mapping, project, None if padded else mask)
+    with torch.autocast(mask.device.type, enabled=False):  # differences of large numbers
+        if own.attention_scores is not None:
+            ours, theirs = (_exact(output.attention_scores) for output in (own, target))
+            attention = attention_map_mse(ours, theirs, mapping, mask, padded)
+        else:
+            ours, theirs = (
+                list(zip(_exact(output.query_states), _exact(output.key_states), strict=True))
+                for output in (own, target)
+            )
+            attention = attention_score_mse(ours, theirs, mapping, mask, padded)
+        states = (_exact(output.hidden_states) for output in (own, target))
+        hidden = hidden_state_mse(*states, mapping, project, None if padded else mask)
     if padded:
         return attention, hidden
     lengths = mask.sum(-1)
     pairs, tokens = distributed.weight(torch.stack([lengths.square().sum(), lengths.sum()]))
     return attention * pairs, hidden * tokens  # of several processes the one with more tokens counts for more
+
+
+def _exact(tensors: Sequence[Tensor | None]) -> Sequence[Any]:
+    """In float32 what autocast has rounded; what is in float32 or float64 as it is."""
+    half = (torch.bfloat16, torch.float16)
+    return [t.float() if t is not None and t.dtype in half else t for t in tensors]
+
+
+def check_pair(
+    student: PreTrainedModel, teacher: PreTrainedModel, mapping: Sequence[int], project: nn.Module | None
+) -> None:
+    """Raise ValueError where the mapping, the heads or, without `project`, the widths do not go together."""
+    check_mapping(mapping, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    check_heads(student.config, teacher.config, mapping)
+    if project is None and student.config.hidden_size != teacher.config.hidden_size:
+        raise ValueError(
+            f"hidden_size is {student.config.hidden_size} in the student and {teacher.config.hidden_size} in the "
+            "teacher; a projection is needed between them"
+        )
 
 
 def intermediate(
@@ -146,25 +188,19 @@ def intermediate(
     mapping: Sequence[int],
     project: nn.Module | None,
     padded: bool = False,
+    network: Network = whole,
 ) -> Losses:
     """Losses of the first step: attention scores and hidden states. The teacher is in evaluation mode throughout.
 
-    padded: as in `layer_losses`. Raises ValueError where the mapping, the heads or, without `project`, the widths do
-    not go together.
+    padded: as in `layer_losses`. network: which network inside the student learns at a step. Raises ValueError where
+    the mapping, the heads or, without `project`, the widths do not go together.
     """
-    check_mapping(mapping, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-    check_heads(student.config, teacher.config, mapping)
-    if project is None and student.config.hidden_size != teacher.config.hidden_size:
-        raise ValueError(
-            f"hidden_size is {student.config.hidden_size} in the student and {teacher.config.hidden_size} in the "
-            "teacher; a projection is needed between them"
-        )
+    check_pair(student, teacher, mapping, project)
     teacher.eval()
 
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
-        with torch.no_grad():
-            target = teacher.base_model(**layer_inputs(batch, mapping[1:]))
-        own = student.base_model(**layer_inputs(batch, range(1, len(mapping))))
+        target = taught(teacher.base_model, layer_inputs(batch, mapping[1:]))
+        own = student.base_model(**layer_inputs(batch, range(1, len(mapping))), subnet=network(step))
         attention, hidden = layer_losses(own, target, mapping, project, batch, padded)
         return {"loss": attention + hidden, "attention_loss": attention.detach(), "hidden_loss": hidden.detach()}
 
@@ -217,5 +253,50 @@ def prediction(
         with torch.no_grad():
             target = teacher(**inputs(batch)).logits
         return {"loss": soft_cross_entropy(logits, target, temperature)}
+
+    return losses
+
+
+def label_answers(own: Any, target: Any, batch: Batch, temperature: float) -> Tensor:
+    """The teacher's softened answers; for regression the gold scores. own, target: outputs of student and teacher."""
+    if own.logits.shape[-1] == 1:
+        return F.mse_loss(own.logits.squeeze(-1), batch["labels"].to(own.logits.dtype))
+    return soft_cross_entropy(own.logits, target.logits, temperature)
+
+
+def together(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    mapping: Sequence[int],
+    project: nn.Module | None,
+    answers: Answers = label_answers,
+    *,
+    hidden_ratio: float = 1.0,
+    prediction_ratio: float = 1.0,
+    temperature: float = 1.0,
+    padded: bool = False,
+    network: Network = whole,
+) -> Losses:
+    """Attention scores, hidden states and answers at once: hidden_ratio·(L_attn + L_hidden) + prediction_ratio·L_pred.
+
+    (EfficientBERT's fine-tuning; with a teacher of the same shape SparseBERT's, section 3). answers: the loss on what
+    the head says; `distill_spans.span_answers` for questions. padded, network: as in `intermediate`. Raises ValueError
+    as that does, and where student and teacher have other labels.
+    """
+    check_pair(student, teacher, mapping, project)
+    check_labels(student, teacher)
+    teacher.eval()
+
+    def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        target = taught(teacher, layer_inputs(batch, mapping[1:]))
+        own = student(**layer_inputs(batch, range(1, len(mapping))), subnet=network(step))
+        attention, hidden = layer_losses(own, target, mapping, project, batch, padded)
+        answer = answers(own, target, batch, temperature)
+        return {
+            "loss": hidden_ratio * (attention + hidden) + prediction_ratio * answer,
+            "attention_loss": attention.detach(),
+            "hidden_loss": hidden.detach(),
+            "prediction_loss": answer.detach(),
+        }
 
     return losses

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskit.training import distributed
-from compresskit.training.distill import KEPT_MAPS
+from compresskit.training.distill import KEPT_MAPS, taught
 from compresskit.training.loop import Batch, Batches, Pieces
 from compresskit.training.losses import (
     attention_map_mse,
@@ -128,9 +128,7 @@ def last_layer(
         for part, share in zip(parts, shares, strict=True):
             given = _inputs(part, faithful)
             kind = batch["input_ids"].device.type
-            rounded = teacher.dtype != torch.float32  # as a whole; autocast wants weights in float32
-            with torch.no_grad(), torch.autocast(kind, enabled=torch.is_autocast_enabled(kind) and not rounded):
-                target = teacher.base_model(**given, **_wish(teacher.config, part, faithful))
+            target = taught(teacher.base_model, {**given, **_wish(teacher.config, part, faithful)})
             for subnet in chosen:
                 wish = _wish(model.config if subnet is None else subnet, part, faithful)
                 own = model.base_model(**given, **wish, subnet=subnet)

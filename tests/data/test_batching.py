@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from compresskit.data.batching import Batches, Epochs
+from compresskit.data.batching import Batches, Epochs, Mixed
 
 
 def rows(count: int, seed: int = 0, **columns) -> Dataset:
@@ -149,3 +149,38 @@ def test_epochs_of_other_rows_follow_each_other_and_come_round_in_another_order(
 def test_a_single_epoch_again_and_again_is_what_its_batches_give():
     batches = Batches(rows(33), 8, seed=1, pad_token_id=0)
     assert seen(Epochs([batches]).from_step(3, 12)) == seen(batches.from_step(3, 12))
+
+
+def marked(first: int, rows: int) -> Dataset:
+    """Rows of one token each, numbered from `first` on."""
+    return Dataset.from_dict({"input_ids": [[first + i] for i in range(rows)]})
+
+
+def mixed(seed=1, **order):
+    parts = [Batches(marked(first, rows), 4, seed, 0, **order) for first, rows in ((0, 10), (100, 3), (200, 17))]
+    return Mixed(parts, seed)
+
+
+def test_batches_of_several_tasks_never_mix_and_an_epoch_has_every_row_once():
+    batches = mixed()
+    assert len(batches) == 3 + 1 + 5
+    for epoch in range(2):
+        seen = list(batches.from_step(9 * epoch, 9 * (epoch + 1)))
+        for batch in seen:
+            tasks = batch["input_ids"][:, 0] // 100
+            assert batch["task"].tolist() == tasks.tolist() == [tasks[0]] * len(tasks)
+        rows = sorted(row for batch in seen for row in batch["input_ids"][:, 0].tolist())
+        assert rows == [*range(10), *range(100, 103), *range(200, 217)]
+
+
+def order_of(batches, first, last):
+    return [batch["input_ids"].tolist() for batch in batches.from_step(first, last)]
+
+
+def test_the_order_of_mixed_batches_follows_from_seed_and_step():
+    whole = order_of(mixed(), 0, 27)
+    assert order_of(mixed(), 13, 27) == whole[13:]  # a resumed run sees what a whole one would
+    assert order_of(mixed(seed=2), 0, 27) != whole
+    assert [len(rows) for rows in whole[:9]] != [len(rows) for rows in whole[9:18]]  # epochs differ
+    in_file_order = order_of(mixed(shuffle=False, length_buckets=False), 0, 9)
+    assert [row for (row,) in (r for rows in in_file_order for r in rows) if row >= 200] == list(range(200, 217))

@@ -8,7 +8,7 @@ import pytest
 
 from compresskit.data.batching import Batches
 from compresskit.data.corpus import documents, epoch_files, instances, prepared, shards
-from compresskit.data.corpus.documents import Documents, Source
+from compresskit.data.corpus.documents import Articles, Documents, Source
 from compresskit.data.corpus.instances import Pieces, Recipe
 
 NUM_DOCUMENTS = 120
@@ -282,3 +282,29 @@ def test_what_is_no_finished_corpus_is_refused(tmp_path):
         (tmp_path / "corpus.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             prepared.load(tmp_path)
+
+
+def test_an_article_is_one_pair_of_its_own_middle_and_another_article(corpus):
+    """EfficientBERT's corpus: sentences run together, B is always random."""
+    sizes = {"wiki": 70, "books": 50}
+    articles = Articles(corpus.documents, sizes, ["books"])
+    assert len(articles) == sum(articles.sizes.values())
+    assert articles.sizes["wiki"] == 70
+    rng, recipe, texts = Random(0), Recipe(max_seq_len=20), [articles[number][0] for number in range(len(articles))]
+    assert texts[:70] == [text_of(corpus, number) for number in range(70)]
+    for number, text in enumerate(texts):
+        (row,) = instances.document_instances(articles, number, rng, recipe, corpus.pieces)
+        a, b = segments(row, corpus)
+        assert row.next_sentence_label == 1
+        assert contains(text, a)
+        assert any(contains(other, b) for place, other in enumerate(texts) if place != number)
+
+
+def test_a_book_is_cut_into_articles_of_twenty_sentences(tmp_path, tokenizer):
+    (tmp_path / "text.txt").write_text("\n".join("abcdefghi"[i % 9] for i in range(45)) + "\n\na\n")
+    documents.store(tmp_path / "store", Source("text", tmp_path / "text.txt"), tokenizer)
+    articles = Articles(Documents([tmp_path / "store"]), {"books": 2}, ["books"])
+    assert [len(articles[number][0]) for number in range(len(articles))] == [20, 20, 5, 1]
+    assert {tuple(articles.draw_other(1, Random(seed))[0]) for seed in range(50)} == {
+        tuple(articles[number][0]) for number in (0, 2, 3)
+    }

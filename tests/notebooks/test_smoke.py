@@ -80,8 +80,8 @@ def test_every_stage_finished_below_the_pipelines_run_and_kept_its_notebook(smok
 
 
 def test_executed_notebooks_show_tables_and_figures_and_no_error(smoke):
-    wanted = {"evaluate": 1, "search": 1, "latency": 2, "sparsity_report": 1, "distill": 2, "explore": 2,
-              "general_distill": 1}  # fmt: skip
+    wanted = {"evaluate": 1, "search": 1, "formula_search": 4, "latency": 2, "sparsity_report": 1, "distill": 2,
+              "explore": 2, "general_distill": 1, "multitask": 1}  # fmt: skip
     for run in runs("smoke/sst2-bundled"):
         stage = run.data.tags["stage"]
         if stage == "pipeline":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -83,3 +85,20 @@ def test_pruning_distils_the_answers_of_questions_too():
     torch.testing.assert_close(
         values["loss"].detach(), values["attention_loss"] + values["hidden_loss"] + values["prediction_loss"]
     )
+
+
+def test_efficientberts_loss_leaves_out_the_first_position_and_divides_by_all_of_them():
+    own, target = SimpleNamespace(), SimpleNamespace()
+    for seed, (output, name) in enumerate((o, n) for o in (own, target) for n in ("start_logits", "end_logits")):
+        setattr(output, name, logits(seed))
+    loss = distill_spans.original_span_answers(own, target, BATCH, temperature=1.0)
+    rows = []
+    for name in ("start_logits", "end_logits"):
+        for s, t, length in zip(getattr(own, name), getattr(target, name), MASK.sum(1), strict=True):
+            p, q = (torch.softmax(x[1:length] if length > 1 else x, 0) for x in (t, s))  # all lowered alike: none is
+            rows.append(-(p * q.log()).sum())
+    torch.testing.assert_close(loss, torch.stack(rows).sum() / (3 * 5))
+    changed = SimpleNamespace(start_logits=target.start_logits.clone(), end_logits=target.end_logits)
+    changed.start_logits[:2, 0] += 3  # the teacher finds no answer
+    torch.testing.assert_close(distill_spans.original_span_answers(own, changed, BATCH, 1.0), loss)
+    assert not torch.isclose(*(distill_spans.span_answers(own, t, BATCH, 1.0) for t in (target, changed)))

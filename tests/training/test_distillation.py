@@ -279,3 +279,40 @@ def test_the_models_of_these_tests_are_berts():
     theirs.load_state_dict(ours.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(**BATCH).logits, theirs.eval()(**BATCH).logits, rtol=0, atol=1e-12)
+
+
+def test_layers_and_answers_together_weigh_as_their_ratios_say():
+    teacher, student = task_model(0, 4, 8), task_model(1, 2, 6)
+    torch.manual_seed(2)
+    project = nn.Linear(6, 8).double()
+    layers = distill.intermediate(student, teacher, [0, 2, 4], project)(BATCH, 1)
+    answers = distill.prediction(student, teacher, 2.0)(BATCH, 1)["loss"]
+    ratios = {"hidden_ratio": 0.25, "prediction_ratio": 3.0, "temperature": 2.0}
+    found = distill.together(student, teacher, [0, 2, 4], project, **ratios)(BATCH, 1)
+    torch.testing.assert_close(found["loss"], 0.25 * layers["loss"] + 3 * answers)
+    torch.testing.assert_close(found["attention_loss"], layers["attention_loss"])
+    torch.testing.assert_close(found["prediction_loss"], answers.detach())
+    with pytest.raises(ValueError, match="the student has 3 labels and the teacher 2"):
+        distill.together(student, task_model(0, 4, 8, num_labels=2), [0, 2, 4], project)
+
+
+def test_the_network_of_a_step_learns_and_the_rest_of_the_student_does_not():
+    teacher, student = task_model(0, 4, 8), task_model(1, 2, 8)
+    narrow = student.config.changed(intermediate_size=5)
+    losses = distill.together(student, teacher, [0, 2, 4], None, network=lambda step: narrow if step == 2 else None)
+    whole, part = (losses(BATCH, step)["loss"] for step in (1, 2))
+    assert not torch.isclose(whole, part)
+    part.backward()
+    gradient = student.bert.encoder.layer[0].intermediate.dense.weight.grad
+    assert (gradient[:5] != 0).any()
+    assert (gradient[5:] == 0).all()
+
+
+def test_layers_are_compared_in_full_precision_while_products_are_rounded():
+    teacher, student = (model.float() for model in (task_model(0, 4, 8), task_model(1, 2, 8)))
+    losses = distill.intermediate(student, teacher, [0, 2, 4], None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = losses(BATCH, 1)
+    exact = losses(BATCH, 1)
+    assert {value.dtype for value in rounded.values()} == {torch.float32}
+    torch.testing.assert_close(rounded["loss"], exact["loss"], rtol=0.05, atol=0)

@@ -6,7 +6,7 @@ A row has the ids of all its sentences after each other (`input_ids`) and where 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -21,6 +21,8 @@ from compresskit.data.corpus import books, mediawiki, shards, token_files, wikit
 
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("sentence_ends", pa.list_(pa.int32()))])
 SENTENCES_AT_ONCE = 2_000  # tokenised together
+BOOK_SENTENCES = 20  # of a book that are one of EfficientBERT's documents
+WHOLE = -1  # an article of all sentences of a document
 
 READERS: dict[str, Callable[[Path, int], Iterator[Document]]] = {
     "MediaWiki dump": mediawiki.read_documents,
@@ -237,3 +239,41 @@ class Documents:
         batch = bisect_right(self._first_sentence, drawn) - 1
         row = int(np.searchsorted(self._ends[batch][0], drawn - self._first_sentence[batch], side="right")) - 1
         return self[self._first_document[batch] + row]
+
+
+class Articles:
+    """Documents without sentences: all of one is one piece of text, and of a book every BOOK_SENTENCES sentences are.
+
+    This is EfficientBERT's corpus: a document gives one instance, and its B always comes from another one. `sizes`: the
+    number of articles of each source, in their order.
+    """
+
+    def __init__(self, documents: Documents, sizes: Mapping[str, int], books: Collection[str]):
+        """sizes: documents of each source, in their order; books: the sources that are cut."""
+        self._documents, self.sizes = documents, dict.fromkeys(sizes, 0)
+        spans, first = [], 0  # document, first sentence
+        for name, size in sizes.items():
+            part = np.arange(first, first + size)
+            if name in books:
+                counts = [-(-len(documents[number]) // BOOK_SENTENCES) for number in part]
+                begins = np.concatenate([np.arange(count) * BOOK_SENTENCES for count in counts])
+                spans.append(np.stack([np.repeat(part, counts), begins], 1))
+            else:
+                spans.append(np.stack([part, np.full(size, WHOLE)], 1))
+            self.sizes[name] = len(spans[-1])
+            first += size
+        self._spans = np.concatenate(spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, number: int) -> list[list[int]]:
+        document, begin = self._spans[number]
+        sentences = self._documents[document]
+        chosen = range(len(sentences)) if begin == WHOLE else range(begin, min(begin + BOOK_SENTENCES, len(sentences)))
+        return [[piece for sentence in chosen for piece in sentences[sentence]]]
+
+    def draw_other(self, number: int, rng: Random) -> list[list[int]]:
+        """Another article than `number`, all equally probable."""
+        drawn = rng.randrange(len(self) - 1)
+        return self[drawn + (drawn >= number)]

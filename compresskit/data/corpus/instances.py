@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from compresskit.data.corpus import shards
-from compresskit.data.corpus.documents import Documents
+from compresskit.data.corpus.documents import Articles, Documents
 
 ROWS_AT_ONCE = 2_000  # instances turned to columns together
 
@@ -77,7 +77,7 @@ class Pieces:
 
 
 def document_instances(
-    documents: Documents, number: int, rng: Random, recipe: Recipe, pieces: Pieces
+    documents: Documents | Articles, number: int, rng: Random, recipe: Recipe, pieces: Pieces
 ) -> Iterator[Instance]:
     """The instances of one document; draws come from `rng` in the order of the original program.
 
@@ -111,7 +111,7 @@ def document_instances(
         begin, length = end, 0
 
 
-def _run(documents: Documents, number: int, rng: Random, wanted: int) -> list[int]:
+def _run(documents: Documents | Articles, number: int, rng: Random, wanted: int) -> list[int]:
     """Consecutive sentences of another document, from a random one on, until there are `wanted` tokens."""
     other = documents.draw_other(number, rng)
     tokens: list[int] = []
@@ -180,7 +180,7 @@ class Counts:
 
 def write(
     folder: Path,
-    documents: Documents,
+    documents: Documents | Articles,
     sources: dict[str, int],
     rng: Random,
     recipe: Recipe,
