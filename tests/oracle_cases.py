@@ -60,6 +60,7 @@ CLAIMED = {
         "arch_sampling",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
+    "dynamic_tinybert": ("evolution", "search_runs"),
 }
 
 # Everything else in a case is a result. Arrays by the first part of their name: inputs, batches, initial weights, and
@@ -90,6 +91,8 @@ GIVEN_FIELDS_OF_KIND = {
     "bertadam": re.compile(r"steps"),
     "adaptive_warmup": re.compile(r"total_steps|warmup_steps|warmup_proportion"),
     "mask_counts": re.compile(r"len|prob|max_predictions"),
+    "evolution": re.compile(r"T|L|mutation_prob|population_size|population_in"),
+    "search_runs": re.compile(r"experiment_definition"),  # what a remote service was asked; ours are local
 }
 
 # The forms of a written tolerance: "exact", "abs 1e-5", "1e-6", "abs 1e-5 float32; masked scores near -1e4: rel 1e-6".
