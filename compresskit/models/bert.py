@@ -165,8 +165,20 @@ class Layer(nn.Module):
         self.intermediate = Intermediate(config, layer)
         self.output = AddAndNorm(config.per_layer("intermediate_size")[layer], config)
 
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None, shape: CompactBertConfig, explicit: bool
+    ) -> tuple[Tensor, Inside]:
+        """hidden: (B, S, H) of the config `shape`.  Returns the states and the inside of the attention."""
+        hidden, inside = self.attend(hidden, mask, shape, explicit)
+        return self.feed(hidden, shape), inside
+
     def attend(
-        self, hidden: Tensor, mask: Tensor | None, shape: CompactBertConfig, explicit: bool, queries: Tensor | None
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        shape: CompactBertConfig,
+        explicit: bool,
+        queries: Tensor | None = None,
     ) -> tuple[Tensor, Inside]:
         """The attention with its output and norm.  hidden: (B, S, H) of the config `shape`; the rest: `SelfAttention`.
 

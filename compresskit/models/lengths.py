@@ -115,10 +115,15 @@ class Tokens:
         """
         if self.real is not None:
             received = received.masked_fill(~self.real, -1.0)  # padding goes first
-        if self.keep_first:
-            received = received.index_fill(1, torch.zeros(1, dtype=torch.long, device=received.device), torch.inf)
-        order = received.sort(dim=-1, descending=True, stable=True).indices
-        positions, most = self.positions.gather(1, order), self.most(layer)
+        most, count = self.most(layer), received.shape[1]
+        if self.keep_first:  # it stands in front since it was first chosen
+            others = received[:, 1:].topk(most - 1).indices + 1
+            best = torch.cat([torch.zeros_like(self.positions[:, :1]), others], 1)
+        else:
+            best = received.topk(most).indices
+        rest = torch.ones_like(received).scatter(1, best, 0.0).topk(count - most).indices
+        order = torch.cat([best, rest], 1)
+        positions = self.positions.gather(1, order)
         length = self.lengths[layer]
         if isinstance(length, int):
             least = most
