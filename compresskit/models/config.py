@@ -8,6 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from compresskit.models import lengths
+
 PER_LAYER = ("num_attention_heads", "qkv_size", "intermediate_size")
 
 # What decides the shape of the network. Dropout, label names and initialisation are settings of a training run.
@@ -38,6 +40,7 @@ class CompactBertConfig(PreTrainedConfig):
         does with unequal widths ("min" cuts, "max" pads).
     embedding: "bert", or "trigram" over token vectors of embedding_size.
     pooler_relu: relu between pooler and classifier, as in the task models of TinyBERT and SparseBERT.
+    length_config: how many tokens each layer keeps where a call does not say it; see models/lengths.py.
     sparse: the linear layers that are stored by their nonzero weights, by their names in the encoder, each with [rows,
         columns, blocks of values, rows of a block, row pointers]; models/sparse.py makes it.
     Raises ValueError where the numbers do not fit together.
@@ -65,6 +68,7 @@ class CompactBertConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
     pooler_relu: bool = False
+    length_config: list[int] | list[float] | None = None
     sparse: dict[str, list[int]] | None = None
     tie_word_embeddings: bool = True
 
@@ -97,6 +101,8 @@ class CompactBertConfig(PreTrainedConfig):
             raise ValueError(f"feed_forward_width is {self.feed_forward_width!r}; expected 'min' or 'max'")
         if self.embedding not in ("bert", "trigram"):
             raise ValueError(f"embedding is {self.embedding!r}; expected 'bert' or 'trigram'")
+        if self.length_config is not None:
+            lengths.check(self.length_config, self.num_hidden_layers, self.max_position_embeddings)
 
     def per_layer(self, name: str) -> list[int]:
         """One value per layer of num_attention_heads, qkv_size or intermediate_size."""
@@ -126,7 +132,7 @@ class CompactBertConfig(PreTrainedConfig):
     def changed(self, **changes: Any) -> CompactBertConfig:
         """A copy with other values: a subnet of this network, or the same network with other settings."""
         if "num_hidden_layers" in changes:  # per-layer lists keep their leading layers
-            for name in (*PER_LAYER, "feed_forward"):
+            for name in (*PER_LAYER, "feed_forward", "length_config"):
                 value = getattr(self, name)
                 if name not in changes and isinstance(value, list):
                     changes[name] = value[: changes["num_hidden_layers"]]

@@ -156,6 +156,8 @@ def keep_layers(model: Model, layers: Sequence[int]) -> Model:
     chosen = [layer - 1 for layer in layers]
     widths = {name: [config.per_layer(name)[i] for i in chosen]
               for name in PER_LAYER if isinstance(getattr(config, name), list)}  # fmt: skip
+    if config.length_config is not None:
+        widths["length_config"] = [config.length_config[i] for i in chosen]
     return extract(model, config.changed(num_hidden_layers=len(chosen), **widths), chosen)
 
 
