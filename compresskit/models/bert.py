@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from compresskit.kernels import attention
 from compresskit.kernels.received_attention import received_attention
-from compresskit.models import lengths, sparse
+from compresskit.models import length_front, lengths, sparse
 from compresskit.models.config import CompactBertConfig
 from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows, look_up
 
@@ -222,6 +222,10 @@ class CompactBertPreTrainedModel(PreTrainedModel):
     config_class = CompactBertConfig
     base_model_prefix = "bert"
     _supports_sdpa = True
+
+    def at(self, *, speedup: float | None = None, max_latency_ms: float | None = None, **conditions: Any) -> Self:
+        """This model, weights shared, with the lengths of its front that are fast enough here; see `length_front.at`."""
+        return length_front.at(self, speedup=speedup, max_latency_ms=max_latency_ms, **conditions)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:  # transformers guesses it from the source, and guesses wrong

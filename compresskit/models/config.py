@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from compresskit.models import lengths
+from compresskit.models import length_front, lengths
 
 PER_LAYER = ("num_attention_heads", "qkv_size", "intermediate_size")
 
@@ -41,6 +41,7 @@ class CompactBertConfig(PreTrainedConfig):
     embedding: "bert", or "trigram" over token vectors of embedding_size.
     pooler_relu: relu between pooler and classifier, as in the task models of TinyBERT and SparseBERT.
     length_config: how many tokens each layer keeps where a call does not say it; see models/lengths.py.
+    length_front: the length configs that a search found, and what each costs; see models/length_front.py.
     sparse: the linear layers that are stored by their nonzero weights, by their names in the encoder, each with [rows,
         columns, blocks of values, rows of a block, row pointers]; models/sparse.py makes it.
     Raises ValueError where the numbers do not fit together.
@@ -69,6 +70,7 @@ class CompactBertConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     pooler_relu: bool = False
     length_config: list[int] | list[float] | None = None
+    length_front: dict[str, Any] | None = None
     sparse: dict[str, list[int]] | None = None
     tie_word_embeddings: bool = True
 
@@ -103,6 +105,8 @@ class CompactBertConfig(PreTrainedConfig):
             raise ValueError(f"embedding is {self.embedding!r}; expected 'bert' or 'trigram'")
         if self.length_config is not None:
             lengths.check(self.length_config, self.num_hidden_layers, self.max_position_embeddings)
+        if self.length_front is not None:
+            length_front.check(self.length_front, self.num_hidden_layers, self.max_position_embeddings)
 
     def per_layer(self, name: str) -> list[int]:
         """One value per layer of num_attention_heads, qkv_size or intermediate_size."""
@@ -136,6 +140,8 @@ class CompactBertConfig(PreTrainedConfig):
                 value = getattr(self, name)
                 if name not in changes and isinstance(value, list):
                     changes[name] = value[: changes["num_hidden_layers"]]
+        if not changes.keys().isdisjoint(SHAPE):  # another network has another front
+            changes.setdefault("length_front", None)
         if "hidden_size" in changes and self.qkv_size is None:  # a width never follows the hidden size unasked
             changes.setdefault("qkv_size", self.per_layer("qkv_size")[0])
         fields = {name: value for name, value in self.to_dict().items() if name != "model_type"}
