@@ -99,8 +99,8 @@ GIVEN_FIELDS_OF_KIND = {
     "bertadam": re.compile(r"steps"),
     "qa_forward": re.compile(r"length_config|layer_config"),
     "cls_forward": re.compile(r"length_config|layer_config"),
-    "distill_": re.compile(r"args"),
-    "train_lengthdrop": re.compile(r"args"),
+    "distill_": re.compile(r"args|returned"),  # "returned": steps, and a mean that the original gets wrong
+    "train_lengthdrop": re.compile(r"args|returned"),
     "sampling": re.compile(r"fn|T|L|length_drop_.+|layer_dropout.*|layer_config"),
     "macs": re.compile(r"layers|hidden|heads|intermediate|T|task|length_config|formula"),
     "adaptive_warmup": re.compile(r"total_steps|warmup_steps|warmup_proportion"),

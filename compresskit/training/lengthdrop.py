@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskit.training import distributed
 from compresskit.training.distill import inputs
 from compresskit.training.loop import Batch, Pieces
 
@@ -60,9 +60,11 @@ def drawn_lengths(
     return _lengths(seq_len, num_layers, lambda l: int(draws.randint(_shortened(l, ratio), l + 1)), layers)
 
 
-def binomial_lengths(seq_len: int, num_layers: int, probability: float, draws: Draws) -> list[int]:
+def binomial_lengths(
+    seq_len: int, num_layers: int, probability: float, draws: Draws, layers: list[int] | None = None
+) -> list[int]:
     """Lengths at random, each token dropped by itself: l ← max(l − Bin(l, p), 2)."""
-    return _lengths(seq_len, num_layers, lambda l: l - int(draws.binomial(l, probability)), None)
+    return _lengths(seq_len, num_layers, lambda l: l - int(draws.binomial(l, probability)), layers)
 
 
 def drawn_layers(num_layers: int, probability: float, draws: Draws) -> list[int]:
@@ -93,38 +95,48 @@ def _lengths(seq_len: int, num_layers: int, next_length: Callable[[int], int], l
     return made
 
 
-def sub_models(
-    seq_len: int,
-    num_layers: int,
-    draws: Draws,
-    *,
-    num_sandwich: int,
-    length_ratio: float,
-    layer_probability: float | None,
-    layer_bound: int,
-) -> list[SubModel]:
-    """What runs in one step: the whole model, the smallest and `num_sandwich` at random, drawn in the original's order.
+@dataclass(frozen=True)
+class Sandwich:
+    """How the sub-models of a step are drawn.
 
-    layer_probability: see `drawn_layers`, for every one of them, the whole included. None: the whole model has all
-    layers, the smallest lacks `layer_bound` at the top and the others at most so many.
+    num_random: how many there are beside the whole one and the smallest. length_ratio: ρ of their lengths.
+    length_probability: draw them as `binomial_lengths` does; None: as `drawn_lengths`. layer_probability: as in
+    `drawn_layers`, for every one of them, the whole included; None: the whole has all layers, the smallest lacks
+    `layer_bound` at the top and the others at most so many. maybe_no_layers: where LayerDrop leaves none, leave it so,
+    as the original; else one is drawn.
     """
 
-    def layers(smallest: bool, whole: bool) -> list[int]:
-        if layer_probability is not None:
-            return drawn_layers(num_layers, layer_probability, draws)
-        if whole:
-            return lower_layers(num_layers, 0)
-        return lower_layers(num_layers, layer_bound) if smallest else drawn_lower_layers(num_layers, layer_bound, draws)
+    num_random: int = 2
+    length_ratio: float = 0.2
+    length_probability: float | None = None
+    layer_probability: float | None = None
+    layer_bound: int = 0
+    maybe_no_layers: bool = False
 
-    made = [SubModel(layers(smallest=False, whole=True), None)]
-    for number in range(num_sandwich + 1):
-        running = layers(smallest=number == 0, whole=False)
-        if number == 0:
-            kept = fixed_lengths(seq_len, num_layers, length_ratio, running)
-        else:
-            kept = drawn_lengths(seq_len, num_layers, length_ratio, draws, running)
-        made.append(SubModel(running, kept))
-    return made
+    def draw(self, seq_len: int, num_layers: int, draws: Draws) -> list[SubModel]:
+        """The whole model, the smallest, and those at random; of each its layers are drawn before its lengths."""
+        made = [SubModel(self._layers(num_layers, draws, lambda: lower_layers(num_layers, 0)), None)]
+        layers = self._layers(num_layers, draws, lambda: lower_layers(num_layers, self.layer_bound))
+        made.append(SubModel(layers, fixed_lengths(seq_len, num_layers, self.length_ratio, layers)))
+        for _ in range(self.num_random):
+            layers = self._layers(num_layers, draws, lambda: drawn_lower_layers(num_layers, self.layer_bound, draws))
+            if self.length_probability is None:
+                lengths = drawn_lengths(seq_len, num_layers, self.length_ratio, draws, layers)
+            else:
+                lengths = binomial_lengths(seq_len, num_layers, self.length_probability, draws, layers)
+            made.append(SubModel(layers, lengths))
+        return made
+
+    def _layers(self, num_layers: int, draws: Draws, by_bound: Callable[[], list[int]]) -> list[int]:
+        if self.layer_probability is None:
+            return by_bound()
+        layers = drawn_layers(num_layers, self.layer_probability, draws)
+        return layers or ([] if self.maybe_no_layers else [int(draws.randint(0, num_layers))])
+
+
+def seeded(seed: int, step: int) -> Draws:
+    """What the sub-models of a step are drawn with: a function of seed and step, so that a resumed run repeats them."""
+    return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, step])))
 
 
 def divergence(sub_logits: Tensor, full_logits: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -155,51 +167,48 @@ def same_answers(sub: Any, full: Any, batch: Batch, padded: bool) -> Tensor:
     return (start + end) / 2
 
 
+def supervised(output: Any, batch: Batch) -> Tensor:
+    """The whole model's loss on the labels."""
+    return output.loss
+
+
+def taught(
+    teacher: PreTrainedModel, answers: Callable[[Any, Any, Batch, float], Tensor], temperature: float = 1.0
+) -> Callable[[Any, Batch], Tensor]:
+    """The whole model's loss on a teacher's answers, such as `prune.label_answers` or `distill_spans.span_answers`."""
+    teacher.eval()
+
+    def loss(output: Any, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            target = teacher(**inputs(batch))
+        return answers(output, target, batch, temperature)
+
+    return loss
+
+
 def lengthdrop(
     model: PreTrainedModel,
     answers: Callable[[Any, Batch], Tensor],
-    *,
-    max_seq_len: int,
-    num_sandwich: int = 2,
-    length_ratio: float = 0.2,
-    layer_probability: float | None = None,
-    layer_bound: int = 0,
+    sandwich: Sandwich,
     draws: Callable[[int], Draws],
-    faithful: bool = False,
+    padded: bool = False,
 ) -> Pieces:
-    """Losses of one forward pass after the other, of which each is 1/(n + 2) of the step.
+    """Losses of one forward pass after the other, each of them a share of 1/(n + 2) of the step's.
 
-    answers: the whole model's loss, of its output and the batch, such as `supervised` or `taught`. draws: of a step,
-    what its sub-models are drawn with. Lengths start at the batch's own, `faithful` at max_seq_len; with `faithful`
-    padding takes part in every softmax over positions and in what tokens are dropped by, and layers may all be left out;
-    else one is then kept at random, for a model without layers learns nothing.
+    answers: the whole model's loss, `supervised` or `taught`. draws: of a step, what its sub-models are drawn with.
+    Lengths start at that of the batch. padded: padding takes part in the softmax over positions and its attention in
+    what is dropped, as in the original.
     """
-    layers = model.config.num_hidden_layers
+    options = {"padded_queries": True} if padded else {}
 
     def losses(batch: Batch, step: int) -> Iterator[dict[str, Tensor]]:
-        drawn = sub_models(
-            max_seq_len if faithful else batch["input_ids"].shape[1],
-            layers,
-            draws(step),
-            num_sandwich=num_sandwich,
-            length_ratio=length_ratio,
-            layer_probability=layer_probability,
-            layer_bound=layer_bound,
-        )
-        share = 1 / len(drawn)
-
-        def output(part: SubModel) -> Any:
-            options = {"padded_queries": True} if faithful else {}
-            return model(
-                **inputs(batch), length_config=part.lengths or (), layer_config=part.layers, **options
-            )
-
-        full = output(drawn[0])
+        parts = sandwich.draw(batch["input_ids"].shape[1], model.config.num_hidden_layers, draws(step))
+        full = model(**batch, length_config=(), layer_config=parts[0].layers, **options)
         loss = answers(full, batch)
-        yield {"loss": loss * share, "full_loss": loss.detach()}
-        for number, part in enumerate(drawn[1:]):
-            distance = same_answers(output(part), full, batch, faithful)
-            kind = "smallest_divergence" if number == 0 else "divergence"
-            yield {"loss": distance * share, kind: distance.detach() * (1 if number == 0 else 1 / num_sandwich)}
+        yield {"loss": loss / len(parts), "full_loss": loss.detach()}
+        for part in parts[1:]:
+            sub = model(**inputs(batch), length_config=part.lengths, layer_config=part.layers, **options)
+            distance = same_answers(sub, full, batch, padded)
+            yield {"loss": distance / len(parts), "divergence": distance.detach() / (len(parts) - 1)}
 
     return losses
