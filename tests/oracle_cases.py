@@ -60,7 +60,17 @@ CLAIMED = {
         "arch_sampling",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
-    "dynamic_tinybert": ("evolution", "search_runs"),
+    "dynamic_tinybert": (
+        "qa_forward",
+        "cls_forward",
+        "tiny_qa_student_forward",
+        "distill_",
+        "train_lengthdrop",
+        "sampling",
+        "macs",
+        "evolution",
+        "search_runs",
+    ),
 }
 
 # Everything else in a case is a result. Arrays by the first part of their name: inputs, batches, initial weights, and
@@ -89,6 +99,12 @@ GIVEN_FIELDS_OF_KIND = {
     "searcher": re.compile(r"args|space|model|base_latency|latency_constraint"),
     "arch_perfs": re.compile(r"file"),
     "bertadam": re.compile(r"steps"),
+    "qa_forward": re.compile(r"length_config|layer_config"),
+    "cls_forward": re.compile(r"length_config|layer_config"),
+    "distill_": re.compile(r"args|returned"),  # "returned": steps, and a mean that the original gets wrong
+    "train_lengthdrop": re.compile(r"args|returned"),
+    "sampling": re.compile(r"fn|T|L|length_drop_.+|layer_dropout.*|layer_config"),
+    "macs": re.compile(r"layers|hidden|heads|intermediate|T|task|length_config|formula"),
     "adaptive_warmup": re.compile(r"total_steps|warmup_steps|warmup_proportion"),
     "mask_counts": re.compile(r"len|prob|max_predictions"),
     "evolution": re.compile(r"T|L|mutation_prob|population_size|population_in"),

@@ -76,7 +76,9 @@ def at(
     enough = [number for number, ms in enumerate(times) if ms <= limit]
     if not enough:
         fastest = min(range(len(times)), key=times.__getitem__)
-        asked = f"takes at most {limit:.3g} ms" if speedup is None else f"is {speedup:g} times as fast as the full length"
+        asked = (
+            f"takes at most {limit:.3g} ms" if speedup is None else f"is {speedup:g} times as fast as the full length"
+        )
         raise ValueError(
             f"none of {len(points)} length configs {asked} on this machine: full length takes {times[0]:.3g} ms, the "
             f"fastest, {points[fastest]['length_config']}, {times[fastest]:.3g} ms ({times[0] / times[fastest]:.2f} times "
@@ -118,7 +120,15 @@ def latencies(
     A room below evaluation cannot ask it; its benchmarks time more carefully.
     """
     device = next(model.parameters()).device
-    key = (model.config.to_json_string(), str(device), str(model.dtype), json.dumps(configs), batch_size, seq_len, threads)
+    key = (
+        model.config.to_json_string(),
+        str(device),
+        str(model.dtype),
+        json.dumps(configs),
+        batch_size,
+        seq_len,
+        threads,
+    )
     if key in _measured:
         return _measured[key]
     ids = torch.randint(model.config.vocab_size, (batch_size, seq_len), generator=torch.Generator().manual_seed(0))

@@ -65,7 +65,7 @@ def take(states: Tensor, index: Tensor) -> Tensor:
 
 def flat(index: Tensor, count: int) -> Tensor:
     """Places in B sequences of `count` tokens, (B, k), as places in all of them one after the other, (B·k)."""
-    return (index + torch.arange(0, len(index) * count, count, device=index.device)[:, None]).flatten()
+    return (index + torch.arange(0, index.shape[0] * count, count, device=index.device)[:, None]).flatten()
 
 
 class Tokens:
@@ -150,5 +150,5 @@ class Tokens:
             return hidden
         places = torch.cat([*self.places, self.positions], 1)
         index = torch.arange(places.shape[1], device=places.device).expand_as(places)
-        found = places.new_zeros(len(places), self.seq_len + 1).scatter(1, places, index)[:, :-1]
+        found = places.new_zeros(places.shape[0], self.seq_len + 1).scatter(1, places, index)[:, :-1]
         return take(torch.cat([*self.gone, hidden], 1), found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
@@ -150,13 +148,14 @@ def test_a_graph_drops_the_tokens_that_torch_drops(tmp_path, head):
     with torch.no_grad():
         expected = [value for value in chosen(**inputs).values() if isinstance(value, torch.Tensor)]
     export.to_openvino(graph, tmp_path / "model.xml")
+    real = inputs["attention_mask"].bool() if head is CompactBertForQuestionAnswering else slice(None)
     for engine, path in (("onnxruntime", graph), ("openvino", tmp_path / "model.xml")):
         found = engines.prepare(engine, chosen, path, inputs, 1)(inputs)
         found = list(found) if isinstance(found, list) else list(found.values())
         for ours, theirs in zip(expected, found, strict=True):
-            torch.testing.assert_close(torch.as_tensor(theirs), ours, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(torch.as_tensor(theirs)[real], ours[real], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        full = next(value for value in with_lengths(chosen, None)(**inputs).values())
+        full = next(iter(with_lengths(chosen, None)(**inputs).values()))
     assert not torch.allclose(full, expected[0], rtol=1e-3, atol=1e-4)  # the graph's lengths matter
 
 
@@ -166,4 +165,3 @@ def test_a_graph_needs_whole_lengths_and_one_length_of_inputs(tmp_path):
     with pytest.raises(ValueError, match="give seq_len"):
         export.to_onnx(with_lengths(model(length_front=None), [9, 8, 7]), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
-    assert json.dumps(FRONT)  # plain values: it stands in config.json

@@ -11,6 +11,8 @@ from random import Random
 import numpy as np
 import pytest
 
+from compresskit.evaluation import flops
+from compresskit.models import CompactBertConfig
 from compresskit.search import length_files as files
 from compresskit.search import lengths
 from compresskit.search.lengths import Entry, Evolution
@@ -28,19 +30,6 @@ class OriginalDraws:
 
     def random(self) -> float:
         return self.numpy.uniform()
-
-
-def length_macs(config, gene, seq_len):
-    d, wide, before, total = (
-        config["hidden_size"],
-        config["intermediate_size"],
-        seq_len,
-        seq_len * (config["hidden_size"] + 1),
-    )
-    for kept in gene:
-        total += 4 * before * d * d + 2 * before * before * d + before * d + 2 * kept * d * wide + kept * d
-        before = kept
-    return total + 2 * seq_len * d
 
 
 def plain(value):
@@ -145,7 +134,7 @@ def test_files_names_macs_and_first_lengths_are_those_of_the_original_run(case, 
     depth, whole = config["num_hidden_layers"], 384
 
     def macs(gene, seq_len):
-        return length_macs(config, gene, seq_len)
+        return flops.macs(CompactBertConfig(**config), seq_len, "question_answering", gene)
 
     # the ratios of measure_out.log: ours are the lengths, the MACs and the layout, theirs the scores of a random model
     blocks = re.findall(r"(\S+):\nsequences=.*\nmacs=.*\neval=(.*)\n", case.value("measure_out_log"))
