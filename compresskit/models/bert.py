@@ -224,7 +224,7 @@ class CompactBertPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def at(self, *, speedup: float | None = None, max_latency_ms: float | None = None, **conditions: Any) -> Self:
-        """This model, weights shared, with the lengths of its front that are fast enough here; see `length_front.at`."""
+        """This model, weights shared, with the lengths of its front that are fast enough; see `length_front.at`."""
         return length_front.at(self, speedup=speedup, max_latency_ms=max_latency_ms, **conditions)
 
     @classmethod

@@ -76,13 +76,14 @@ def at(
     enough = [number for number, ms in enumerate(times) if ms <= limit]
     if not enough:
         fastest = min(range(len(times)), key=times.__getitem__)
+        lengths_there, ms = points[fastest]["length_config"], times[fastest]
         asked = (
             f"takes at most {limit:.3g} ms" if speedup is None else f"is {speedup:g} times as fast as the full length"
         )
         raise ValueError(
             f"none of {len(points)} length configs {asked} on this machine: full length takes {times[0]:.3g} ms, the "
-            f"fastest, {points[fastest]['length_config']}, {times[fastest]:.3g} ms ({times[0] / times[fastest]:.2f} times "
-            "as fast); ask for less, or search with a larger max_drop"
+            f"fastest, {lengths_there}, {ms:.3g} ms ({times[0] / ms:.2f} times as fast); ask for less, or search with a "
+            "larger max_drop"
         )
     best = max(enough, key=lambda number: (points[number]["score"], -times[number]))
     return with_lengths(model, points[best]["length_config"])

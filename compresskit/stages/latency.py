@@ -15,6 +15,7 @@ from compresskit import tracking
 from compresskit.evaluation import engines, figures, latency
 from compresskit.evaluation.engines import Engine
 from compresskit.models import CompactBertModel, checkpoints, export, sparse
+from compresskit.stages import length_choice
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder, on_device
 
@@ -22,7 +23,7 @@ from compresskit.stages.session import Session, model_folder, on_device
 class LatencyParams(Params):
     """Parameters of the stage `latency`."""
 
-    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
+    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # by <system>-<variant>; ?lengths=2x
     engines: list[Engine] = ["torch"]  # see evaluation/engines.py; all but torch's need the extra `export`
     batch_sizes: list[int] = [1, 8]
     seq_lens: list[int] = [32, 128]
@@ -119,7 +120,7 @@ def open(params: LatencyParams) -> LatencyStage:
         engines.check_installed(engine)
     session = Session("latency", params, experiment="latency", name="latency", seed=params.seed)
     models = {
-        name: on_device(checkpoints.load(CompactBertModel, model_folder(source)))
+        name: length_choice.chosen(on_device(checkpoints.load(CompactBertModel, model_folder(source))), source)
         for name, source in params.models.items()
     }
     return LatencyStage(params, session, models, [])
