@@ -5,8 +5,6 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -16,8 +14,8 @@
 # %% [markdown]
 # # Distill — how much of the teacher survives in the student?
 #
-# TinyBERT's two steps. First the student learns what happens between the teacher's layers: attention scores and hidden
-# states, no answers. Then it learns the teacher's answers, softened by the temperature.
+# TinyBERT's two steps. First the student learns what happens between the teacher's layers: attention and hidden states,
+# no answers. Then it learns the teacher's answers, softened by the temperature.
 #
 # **In:** a fine-tuned teacher; a student, or the teacher layers it begins as. **Out:** a smaller task model.
 # **Time:** about the teacher's own fine-tuning; a stopped run goes on where it was.
@@ -30,6 +28,12 @@ student: str = ""  # the student's start; empty: layers of the teacher
 student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
 layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
 projection: str = "shared"  # from student to teacher width, where these differ; or per_layer
+attention: str = "scores"  # what the first step compares: scores (TinyBERT) or probabilities (Dynamic-TinyBERT)
+attention_distance: str = "mse"  # of probabilities: mse, or cosine over the keys of a query
+attention_ratio: float = 1.0  # what they count for
+state_distance: str = "mse"  # of hidden states, beside probabilities: mse, or cosine over the features
+state_ratio: float = 1.0  # what they count for
+partial_states: bool = False  # of them, compare the embedding's output and the last alone
 teacher_dtype: str = "auto"  # in the first step; auto: bfloat16 if it is fast and changes the loss by less than 0.1 %
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
 augmented: str = ""  # what the stage augment made of train: a run's, or a folder; empty: train alone

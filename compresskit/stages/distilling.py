@@ -54,6 +54,7 @@ class Layers:
     student: PreTrainedModel
     mapping: list[int]
     project: nn.Module | None
+    compared: Callable[..., Losses] = distill.intermediate  # by what the layers are: as distill.intermediate is called
 
     @classmethod
     def of(
@@ -62,6 +63,7 @@ class Layers:
         teacher: PreTrainedModel,
         student: PreTrainedModel,
         released: Mapping[str, Tensor],
+        compared: Callable[..., Losses] = distill.intermediate,
     ) -> Layers:
         """The pair, checked; released: projections that came with the student, see `distill.projection`."""
         mapping = layer_mapping(params, student.config, teacher.config)
@@ -73,12 +75,12 @@ class Layers:
             always=params.faithful,
             released=released,
         )
-        return cls(params, teacher, student, mapping, None if project is None else project.to(DEVICE))
+        return cls(params, teacher, student, mapping, None if project is None else project.to(DEVICE), compared)
 
     def losses(self, teacher: PreTrainedModel | None = None) -> Losses:
         """What is minimised; `teacher`: another form of it, such as one in bfloat16."""
         asked = self.teacher if teacher is None else teacher
-        return distill.intermediate(self.student, asked, self.mapping, self.project, padded=self.params.faithful)
+        return self.compared(self.student, asked, self.mapping, self.project, padded=self.params.faithful)
 
     def learn(
         self,

@@ -156,12 +156,14 @@ def divergence(sub_logits: Tensor, full_logits: Tensor, mask: Tensor | None = No
 
 
 def same_answers(sub: Any, full: Any, batch: Batch, padded: bool) -> Tensor:
-    """`divergence` of two outputs: of the class logits, or the mean of those of start and end.
+    """`divergence` of two outputs: of the class logits, or the mean of those of start and end; of grades the squared
+    difference.
 
     padded: padding takes part in the softmax over positions, as in the original.
     """
     if "start_logits" not in full:
-        return divergence(sub.logits, full.logits)
+        grades = full.logits.shape[-1] == 1
+        return F.mse_loss(sub.logits, full.logits.detach()) if grades else divergence(sub.logits, full.logits)
     mask = None if padded else batch["attention_mask"]
     start, end = (divergence(sub[name], full[name], mask) for name in ("start_logits", "end_logits"))
     return (start + end) / 2

@@ -31,6 +31,7 @@ def test_every_stage_has_a_notebook_a_smoke_file_and_a_place_in_the_smoke_pipeli
         "search",
         "distill",
         "prune",
+        "lengthdrop",
         "sparsity_report",
         "latency",
         "latency_predictor",
