@@ -447,7 +447,9 @@ def tokens_kept(front: pd.DataFrame) -> Figure:
     for config, share in sorted(zip(front["length_config"], front["macs_share"], strict=True), key=lambda row: row[1]):
         layers = np.arange(1, len(config) + 1)
         ax.plot(layers, config, marker="o", markersize=4, color=colors(share), label=f"{share:.0%}")
-    ax.set(xlabel="layer", ylabel="tokens kept", ylim=(0, None), xticks=range(1, len(front["length_config"].iloc[0]) + 1))
+    ax.set(
+        xlabel="layer", ylabel="tokens kept", ylim=(0, None), xticks=range(1, len(front["length_config"].iloc[0]) + 1)
+    )
     if len(front) <= LABELLED:
         figure.legend(loc="outside right upper", title="multiply-adds", frameon=False)
     return figure

@@ -18,11 +18,11 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from compresskit.models import lengths
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 ROUNDS = 9  # of timing, after two that do not count
 NUMBERS = ("score", "macs", "latency_ms")
@@ -89,7 +89,7 @@ def at(
     return with_lengths(model, points[best]["length_config"])
 
 
-def front_of(model: nn.Module) -> dict[str, Any]:
+def front_of(model: PreTrainedModel) -> dict[str, Any]:
     """The model's front; ValueError where it has none."""
     front = getattr(model.config, "length_front", None)
     if not front:
@@ -101,12 +101,12 @@ def with_lengths(model: Model, length_config: Sequence[int] | Sequence[float] | 
     """The same model, weights and all shared, whose config runs these lengths; None: full length."""
     config = model.config.changed(length_config=None if length_config is None else list(length_config))
     twin = _with_config(model, config)
-    if hasattr(model, "bert"):
-        twin.bert = _with_config(model.bert, config)
+    if (encoder := model._modules.get("bert")) is not None:
+        twin.bert = _with_config(encoder, config)
     return twin
 
 
-def _with_config(module: Model, config: Any) -> Model:
+def _with_config(module: Any, config: Any) -> Any:
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
     twin.config = config
@@ -114,7 +114,7 @@ def _with_config(module: Model, config: Any) -> Model:
 
 
 def latencies(
-    model: nn.Module, configs: Sequence[Sequence[int] | None], batch_size: int, seq_len: int, threads: int
+    model: PreTrainedModel, configs: Sequence[Sequence[int] | None], batch_size: int, seq_len: int, threads: int
 ) -> list[float]:
     """Median milliseconds of one call at each of the length configs, timed by turns; kept in memory.
 

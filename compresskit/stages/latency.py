@@ -53,9 +53,9 @@ class LatencyStage:
         """Time the encoders by turns, for each combination of batch size, length and threads."""
         params = self.params
         vocab_size = min(model.config.vocab_size for model in self.models.values())
-        graphs, forms = self._graphs(), self._forms()
+        forms = self._forms()
         for threads, batch_size, seq_len in product(params.threads, params.batch_sizes, params.seq_lens):
-            batch = latency.random_batch(vocab_size, batch_size, seq_len, params.seed)
+            batch, graphs = latency.random_batch(vocab_size, batch_size, seq_len, params.seed), self._graphs(seq_len)
             self.results += latency.measure(
                 {
                     name: engines.prepare(engine, forms[name], graphs.get(model), batch, threads)
@@ -77,14 +77,19 @@ class LatencyStage:
             for name, (model, engine) in self.contestants().items()
         }
 
-    def _graphs(self) -> dict[str, Path]:
-        """An ONNX file of each model, where an engine needs it; in the work folder, so that a stopped run finds it."""
+    def _graphs(self, seq_len: int) -> dict[str, Path]:
+        """An ONNX file of each model, where an engine needs it; in the work folder, so that a stopped run finds it.
+
+        One that drops tokens takes inputs of one length only, so it has a file for each.
+        """
         if not any(map(engines.uses_onnx, self.params.engines)):
             return {}
-        graphs = {name: self.session.folder / f"{name}.onnx" for name in self.models}
-        for name, path in graphs.items():
-            if not path.exists():
-                export.to_onnx(sparse.to_dense(self.models[name]), path)
+        graphs = {}
+        for name, model in self.models.items():
+            fixed = f"-{seq_len}" if model.config.length_config else ""
+            graphs[name] = self.session.folder / f"{name}{fixed}.onnx"
+            if not graphs[name].exists():
+                export.to_onnx(sparse.to_dense(model), graphs[name], seq_len)
         return graphs
 
     def bars(self, batch_size: int, seq_len: int, threads: int) -> Figure:

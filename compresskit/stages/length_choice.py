@@ -1,10 +1,10 @@
 """Which length config of its front a model runs, said behind its name: runs:/<id>/model?lengths=2x
 
-    2x         the best score that is measured here to be at least twice as fast as the full length
-    12ms       the best score that takes at most 12 ms here, for one input
-    50%        the best score with at most half of the multiply-adds
-    within1%   the fewest multiply-adds that lose at most 1 % of the score at full length
-    (96, 64)   these lengths, of a model with or without a front
+2x         the best score that is measured here to be at least twice as fast as the full length
+12ms       the best score that takes at most 12 ms here, for one input
+50%        the best score with at most half of the multiply-adds
+within1%   the fewest multiply-adds that lose at most 1 % of the score at full length
+(96, 64)   these lengths, of a model with or without a front
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import ast
 import re
 from typing import Any, TypeVar
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from compresskit.models.length_front import at, front_of, with_lengths
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 MARK = "?lengths="
 FORMS = re.compile(r"(?P<within>within)?(?P<number>\d+(?:\.\d+)?)(?P<unit>x|ms|%)")

@@ -239,7 +239,8 @@ class LengthSearch:
         """Time what no other config beats in score and cost; where the cost is the latency, judge by these times."""
         lengths = [n for n in self._unbeaten({n: e.cost for n, e in self.tried.items()}) if n != self.full]
         timed = self.journal.once(
-            "front", lambda: [[n, ms] for n, ms in self._time([self.full, *lengths], self.params.latency_rounds).items()]
+            "front",
+            lambda: [[n, ms] for n, ms in self._time([self.full, *lengths], self.params.latency_rounds).items()],
         )
         times = {tuple(n): ms for n, ms in timed}
         if self.params.cost == "latency":

@@ -144,7 +144,9 @@ def open(params: LengthdropParams) -> Lengthdrop:
     """
     task = task_named(params.task)
     if params.layer_probability and params.layer_bound:
-        raise ValueError("layers are left out by layer_probability or by layer_bound, not by both; set one of them to 0")
+        raise ValueError(
+            "layers are left out by layer_probability or by layer_bound, not by both; set one of them to 0"
+        )
     session = Session(
         "lengthdrop",
         params,

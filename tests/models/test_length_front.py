@@ -16,7 +16,12 @@ from compresskit.models import (
 from compresskit.models.length_front import with_lengths
 
 SHAPE = dict(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
-SIZES = {"max_position_embeddings": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3}
+SIZES = {
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.3,
+}
 POINTS = [
     {"length_config": [12, 8, 4], "score": 0.6, "macs": 100, "latency_ms": 1.0},
     {"length_config": [24, 16, 8], "score": 0.8, "macs": 200, "latency_ms": 2.0},
