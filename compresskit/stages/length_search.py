@@ -429,7 +429,7 @@ def _stored(path: Path, stage: LengthSearch) -> dict[Lengths, Entry]:
         fits = len(lengths) == len(stage.full) and max(lengths) <= stage.params.max_seq_len
         if not fits or stage.macs(lengths) != entry.cost:
             raise ValueError(
-                f"{path}, line {number}: {lengths} with {entry.cost:g} multiply-adds is of another model or max_seq_len; "
-                "remove the file to search from the start"
+                f"{path}, line {number}: {lengths} with {entry.cost:g} multiply-adds is of another model or "
+                "max_seq_len; remove the file to search from the start"
             )
     return found
