@@ -75,9 +75,7 @@ def attend(lanes: int, group: int) -> Any:
     size, line = lanes * group, 4 * lanes
 
     @compiled
-    def attention(
-        query, key, value, out, scale, mask, sums, counted, heads, rows, seq_len, tokens, room, first, last
-    ):
+    def attention(query, key, value, out, scale, mask, sums, counted, heads, rows, seq_len, tokens, room, first, last):
         keys = (seq_len + group - 1) // group * group
         whole_rows = (rows + group - 1) // group * group
         scores = room + line * rows

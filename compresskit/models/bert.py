@@ -204,15 +204,16 @@ class Encoder(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh of a linear map of the first token's state."""
+    """The activation, tanh in BERT, of a linear map of the first token's state."""
 
     def __init__(self, config: CompactBertConfig):
         super().__init__()
         self.dense = ElasticLinear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.pooler_act]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (B, S, H).  Returns (B, H)."""
-        return self.dense(hidden[:, 0], hidden.shape[-1]).tanh()
+        return self.activation(self.dense(hidden[:, 0], hidden.shape[-1]))
 
 
 class CompactBertPreTrainedModel(PreTrainedModel):
@@ -339,7 +340,8 @@ class CompactBertModel(CompactBertPreTrainedModel):
                 self.encoder, hidden, lambda real: masks(real)[0], attention_mask, number_of_heads, running, tokens
             )
             for hidden in states:
-                all_hidden.append(hidden)
+                if want_hidden:
+                    all_hidden.append(hidden)
                 if tokens is not None:
                     kept_positions.append(tokens.positions)
             hidden = hidden.contiguous() if tokens is None else tokens.restored(hidden)
@@ -349,6 +351,7 @@ class CompactBertModel(CompactBertPreTrainedModel):
                 hidden_states=tuple(all_hidden) if want_hidden else None,
                 kept_positions=None if tokens is None else tuple(kept_positions),
             )
+        layer: Any
         for number, layer in enumerate(self.encoder.layer[: shape.num_hidden_layers]):
             if number not in running:
                 continue
@@ -402,8 +405,7 @@ class CompactBertModel(CompactBertPreTrainedModel):
         return lengths.Tokens(
             wanted,
             None if attention_mask is None else attention_mask.bool(),
-            *input_ids.shape,
-            input_ids.device,
+            input_ids,
             keep_first=self.pooler is not None,
             padded_queries=padded_queries,
         )

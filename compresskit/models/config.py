@@ -26,6 +26,7 @@ SHAPE = (
     "type_vocab_size",
     "hidden_act",
     "layer_norm_eps",
+    "pooler_act",
     "pooler_relu",
 )
 
@@ -39,6 +40,8 @@ class CompactBertConfig(PreTrainedConfig):
     feed_forward: None for BERT's own, or one formula per layer; feed_forward_width: what a binary operator of a formula
         does with unequal widths ("min" cuts, "max" pads).
     embedding: "bert", or "trigram" over token vectors of embedding_size.
+    pooler_act: of the first token's state, behind the pooler's linear map: "tanh", as in BERT, or another activation,
+        such as "relu" in DistilBERT.
     pooler_relu: relu between pooler and classifier, as in the task models of TinyBERT and SparseBERT.
     length_config: how many tokens each layer keeps where a call does not say it; see models/lengths.py.
     sparse: the linear layers that are stored by their nonzero weights, by their names in the encoder, each with [rows,
@@ -67,6 +70,7 @@ class CompactBertConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
+    pooler_act: str = "tanh"
     pooler_relu: bool = False
     length_config: list[int] | list[float] | None = None
     sparse: dict[str, list[int]] | None = None
@@ -91,8 +95,9 @@ class CompactBertConfig(PreTrainedConfig):
                 isinstance(rate, (int, float)) and 0 <= rate <= 1
             ):
                 raise ValueError(f"{name} is {rate!r}; expected a number from 0 to 1")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected an activation such as 'gelu' or 'relu'")
+        for name in ("hidden_act", "pooler_act"):
+            if getattr(self, name) not in ACT2FN:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected an activation such as 'gelu' or 'relu'")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id {self.pad_token_id} is outside a vocabulary of {self.vocab_size}")
         if self.feed_forward is not None and len(self.feed_forward) != self.num_hidden_layers:

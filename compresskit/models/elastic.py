@@ -154,8 +154,8 @@ def keep_layers(model: Model, layers: Sequence[int]) -> Model:
         count = config.num_hidden_layers
         raise ValueError(f"layers {list(layers)} of a model of {count} layers; each is from 1 to {count}")
     chosen = [layer - 1 for layer in layers]
-    widths = {name: [config.per_layer(name)[i] for i in chosen]
-              for name in PER_LAYER if isinstance(getattr(config, name), list)}  # fmt: skip
+    widths: dict[str, list] = {name: [config.per_layer(name)[i] for i in chosen]
+                               for name in PER_LAYER if isinstance(getattr(config, name), list)}  # fmt: skip
     if config.length_config is not None:
         widths["length_config"] = [config.length_config[i] for i in chosen]
     return extract(model, config.changed(num_hidden_layers=len(chosen), **widths), chosen)

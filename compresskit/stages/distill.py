@@ -39,7 +39,9 @@ class DistillParams(Params):
     student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
     layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
     projection: Literal["shared", "per_layer"] = "shared"  # from student to teacher width, where these differ
-    attention: Literal["scores", "probabilities"] = "scores"  # what the first step compares; the latter: Dynamic-TinyBERT
+    attention: Literal["scores", "probabilities"] = (
+        "scores"  # what the first step compares; the latter: Dynamic-TinyBERT
+    )
     attention_distance: Distance = "mse"  # of probabilities: mse, or cosine over the keys of a query
     attention_ratio: float = Field(1.0, ge=0)  # what they count for
     state_distance: Distance = "mse"  # of hidden states, beside probabilities: mse, or cosine over the features
@@ -131,11 +133,11 @@ class Distill:
         batches = self.batches(with_index=remembered is not None)
         num_steps = steps(params.prediction_epochs, len(batches), params.max_steps)
         known: dict[str, Any] = {} if remembered is None else {"teacher_logits": remembered}
-        options = {} if task.answers_per_row else {"padded": params.faithful}
+        options: dict[str, Any] = known if task.answers_per_row else {"padded": params.faithful}
         fit(
             self.student,
             batches,
-            task.prediction(self.student, self.teacher, params.temperature, **known, **options),
+            task.prediction(self.student, self.teacher, params.temperature, **options),
             *distilling.optimizer(params, [self.student], params.prediction_learning_rate, num_steps, "warmup_linear"),
             num_steps,
             label="distill: prediction",
@@ -223,5 +225,7 @@ def compared(params: DistillParams) -> Callable[..., Losses]:
             raise ValueError("state_ratio and attention_ratio are both 0; set one of them above 0")
         return partial(distill_probabilities.intermediate, measures=measures)
     if measures != distill_probabilities.Measures():
-        raise ValueError("distances, ratios and partial_states need attention: probabilities; set it, or leave them out")
+        raise ValueError(
+            "distances, ratios and partial_states need attention: probabilities; set it, or leave them out"
+        )
     return distill.intermediate

@@ -100,7 +100,7 @@ class Lengthdrop:
         """What the whole model learns."""
         if self.teacher is None:
             return lengthdrop.supervised
-        answers = self.data.task.answers
+        answers: Callable[..., Tensor] = self.data.task.answers
         if self.params.faithful and not self.data.task.answers_per_row:
             answers = partial(answers, padded=True)
         return lengthdrop.taught(self.teacher, answers, self.params.temperature)
@@ -144,7 +144,9 @@ def open(params: LengthdropParams) -> Lengthdrop:
     """
     task = task_named(params.task)
     if params.layer_probability and params.layer_bound:
-        raise ValueError("layers are left out by layer_probability or by layer_bound, not by both; set one of them to 0")
+        raise ValueError(
+            "layers are left out by layer_probability or by layer_bound, not by both; set one of them to 0"
+        )
     session = Session(
         "lengthdrop",
         params,

@@ -30,9 +30,7 @@ def span_soft_cross_entropy(
     student, teacher = (logits / temperature for logits in (student_logits, teacher_logits.detach()))
     if attention_mask is not None:
         padding = attention_mask == 0
-        student, teacher = (
-            logits.masked_fill(padding, torch.finfo(logits.dtype).min) for logits in (student, teacher)
-        )
+        student, teacher = (logits.masked_fill(padding, torch.finfo(logits.dtype).min) for logits in (student, teacher))
     return -(F.softmax(teacher, dim=-1) * F.log_softmax(student, dim=-1)).sum(-1).mean()
 
 
