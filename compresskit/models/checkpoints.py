@@ -36,6 +36,21 @@ RENAMED = (  # theirs, ours
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
     (r"_embeddings\.embedding\.weight$", "_embeddings.weight"),  # AutoTinyBERT
     (r"^((bert|electra)\.)?encoder\.layers\.", r"\1encoder.layer."),  # AutoTinyBERT
+    (r"^module\.", ""),  # from here on EfficientBERT
+    (r"embeddings\.token_embeddings\.", "embeddings.word_embeddings."),
+    (r"embeddings\.segment_embeddings\.", "embeddings.token_type_embeddings."),
+    (r"^encoder\.(\d+)\.", r"encoder.layer.\1."),
+    (r"^(encoder\.layer\.\d+\.attention)\.(query|key|value)\.", r"\1.self.\2."),
+    (r"^(encoder\.layer\.\d+\.attention)\.(dense|layernorm)\.", r"\1.output.\2."),
+    (r"\.all_ffn\.(\d+)\.", r".feed_forward.\1.ffn."),
+    (r"\.ffn\.dense1\.", ".intermediate.dense."),
+    (r"\.ffn\.dense2\.", ".output.dense."),
+    (r"\.ffn\.layernorm\.", ".output.LayerNorm."),
+    (r"^cls_pooler\.", "pooler."),
+    (r"^lm_head\.(dense|layernorm)\.", r"cls.predictions.transform.\1."),
+    (r"^lm_head\.lm_bias$", "cls.predictions.bias"),
+    (r"^lm_head\.lm_decoder\.", "cls.predictions.decoder."),
+    (r"\.layernorm\.", ".LayerNorm."),
     (r"^(bert|electra|distilbert)\.", ""),  # the prefix is put back where the class has one
 )
 DISTILBERT = (  # DistilBERT's, ours
