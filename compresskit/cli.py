@@ -162,9 +162,16 @@ def new(
 @app.command()
 @plainly
 def extract(
-    model: Annotated[str, Argument(help="A supernet: runs:/<id>/model, models:/<name>@<alias>, a folder or hub id.")],
+    model: Annotated[
+        str,
+        Argument(
+            help="A supernet: runs:/<id>/model, models:/<name>@<alias>, a folder, hub id or EfficientBERT's file."
+        ),
+    ],
     out: Annotated[Path, Argument(help="New folder.")],
-    arch: Annotated[str, Option(help="AutoTinyBERT's text: \"{'sample_layer_num': …}\".")] = "",
+    arch: Annotated[
+        str, Option(help='AutoTinyBERT\'s text: "{\'sample_layer_num\': …}"; or formulas, one per layer: "…, …".')
+    ] = "",
     preset: Preset = "",
     num_hidden_layers: Size = None,
     hidden_size: Size = None,
@@ -174,6 +181,10 @@ def extract(
     heads: Annotated[
         bool, Option("--heads", help="With the model's heads and projection, for further training.")
     ] = False,
+    shrink: Annotated[
+        str, Option(metavar="LAYERSxHIDDEN", help="First cut EfficientBERT's supernet, as to 6x360.")
+    ] = "",
+    vocabulary: Annotated[str, Option(help="A vocab.txt or folder; empty: beside the model.")] = "",
     debug: Debug = False,
 ) -> None:
     """Write a network inside a supernet as a model of its own; all of it where none is described."""
@@ -186,7 +197,7 @@ def extract(
         num_attention_heads=num_attention_heads,
         qkv_size=qkv_size,
     )
-    typer.echo(f"{out}: {stage.extract(model, out, arch, preset, sizes, heads)}")
+    typer.echo(f"{out}: {stage.extract(model, out, arch, preset, sizes, heads, shrink, vocabulary)}")
 
 
 @app.command()

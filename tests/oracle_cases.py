@@ -71,6 +71,19 @@ CLAIMED = {
         "evolution",
         "search_runs",
     ),
+    "efficientbert": (
+        "genotype",
+        "invalid_arch",
+        "operators",
+        "param_counts",
+        "embedding_trigram",
+        "autobert_single",
+        "autotinybert_single",
+        "candidates_share_weights",
+        "supernet_single",
+        "slice_supernet",
+        "checkpoint_key_map",
+    ),
 }
 
 # Everything else in a case is a result. Arrays by the first part of their name: inputs, batches, initial weights, and
@@ -109,6 +122,12 @@ GIVEN_FIELDS_OF_KIND = {
     "mask_counts": re.compile(r"len|prob|max_predictions"),
     "evolution": re.compile(r"T|L|mutation_prob|population_size|population_in"),
     "search_runs": re.compile(r"experiment_definition"),  # what a remote service was asked; ours are local
+    "genotype": re.compile(r"expr|stage"),
+    "invalid_arch": re.compile(r"expr|sel_min"),
+    "param_counts": re.compile(r"name|model_name|hidden|ffn_hidden|layers"),
+    "autobert_single": re.compile(r"f32_vs_f64_max_abs_diff_last"),  # of the original with itself
+    "autotinybert_single": re.compile(r"f32_vs_f64_max_abs_diff_last"),
+    "candidates_share_weights": re.compile(r"archs"),
 }
 
 # The forms of a written tolerance: "exact", "abs 1e-5", "1e-6", "abs 1e-5 float32; masked scores near -1e4: rel 1e-6".

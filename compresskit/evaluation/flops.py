@@ -8,6 +8,8 @@ keeps K of them (all, where nothing is dropped),
     2·S·(3·H·Q + Q·H)   query, key, value, output
   + 2·2·S²·Q            attention scores, and probabilities times values, all heads together
   + 2·K·2·H·F           feed-forward
+where a layer with a formula counts as F the inner widths of all its feed-forwards together. A trigram embedding over
+word vectors of size E adds 2·S·3·E·H, and the masked-LM head then decodes from E.
 
 `macs` counts what torchprofile does, which the length-adaptive papers report: a multiply-add is one, normalisations and
 the product with the embeddings' mask are multiply-adds, too.
@@ -43,10 +45,13 @@ def flops(
     if head not in get_args(Head):
         raise ValueError(f"unknown head {head!r}; known heads: {', '.join(get_args(Head))}")
     hidden = config.hidden_size
+    words = getattr(config, "embedding_size", None)  # of a trigram embedding; None: BERT's, which multiplies nothing
     total = sum(
         2 * held * 4 * hidden * qkv + 4 * held**2 * qkv + 2 * kept * 2 * hidden * wide
         for held, kept, qkv, wide in _layers(config, seq_len, length_config)
     )
+    if words is not None:
+        total += 2 * seq_len * 3 * words * hidden
     if head in ("pooler", "sequence_classification", "next_sentence", "pretraining"):
         total += 2 * hidden * hidden
     if head == "sequence_classification":
@@ -56,7 +61,7 @@ def flops(
     if head in ("next_sentence", "pretraining"):
         total += 2 * hidden * 2
     if head in ("masked_lm", "pretraining"):
-        total += 2 * seq_len * (hidden * hidden + hidden * config.vocab_size)
+        total += 2 * seq_len * (words or hidden) * (hidden + config.vocab_size)
     return total
 
 
@@ -70,12 +75,16 @@ def macs(
 
         T·H + T + Σ_i (4·l_{i-1}·H·Q + 2·l_{i-1}²·Q + l_{i-1}·H + 2·l_i·H·F + l_i·H) + head
 
-    head: 2·T·H for questions, H² + H·C for classes. The rest as in `flops`.
+    head: 2·T·H for questions, H² + H·C for classes. Each feed-forward of a formula has a norm, l_i·H; the rest as in
+    `flops`.
     """
     hidden = config.hidden_size
-    total = seq_len * hidden + seq_len
-    for held, kept, qkv, wide in _layers(config, seq_len, length_config):
-        total += 4 * held * hidden * qkv + 2 * held**2 * qkv + held * hidden + 2 * kept * hidden * wide + kept * hidden
+    total = seq_len * hidden + seq_len + seq_len * 3 * (getattr(config, "embedding_size", None) or 0) * hidden
+    for (held, kept, qkv, wide), (stack, _) in zip(
+        _layers(config, seq_len, length_config), _feed_forwards(config), strict=True
+    ):
+        total += 4 * held * hidden * qkv + 2 * held**2 * qkv + held * hidden
+        total += 2 * kept * hidden * wide + stack * kept * hidden
     if head == "question_answering":
         return total + 2 * seq_len * hidden
     return total + hidden**2 + hidden * config.num_labels
@@ -84,17 +93,21 @@ def macs(
 def _layers(
     config: Any, seq_len: int, length_config: Sequence[int] | Sequence[float] | None
 ) -> list[tuple[int, int, int, int]]:
-    """Of each layer: tokens in its attention, tokens in its feed-forward, qkv_size, intermediate_size."""
+    """Of each layer: tokens in its attention, tokens in its feed-forwards, qkv_size, width of the feed-forwards."""
     if seq_len < 1:
         raise ValueError(f"seq_len is a number of tokens, at least 1, not {seq_len}")
-    for name, plain in (("feed_forward", None), ("embedding", "bert")):
-        if getattr(config, name, plain) != plain:
-            raise ValueError(f"no formula counts the operations of {name} {getattr(config, name)!r}, only of {plain!r}")
     lengths = getattr(config, "length_config", None) if length_config is None else length_config
     kept = [min(seq_len, n if isinstance(n, int) else math.ceil(n * seq_len - 1e-9)) for n in lengths or ()]
     kept = kept or [seq_len] * config.num_hidden_layers
-    widths = (_per_layer(config, name) for name in ("qkv_size", "intermediate_size"))
+    widths = _per_layer(config, "qkv_size"), [stack * inner for stack, inner in _feed_forwards(config)]
     return list(zip([seq_len, *kept[:-1]], kept, *widths, strict=True))
+
+
+def _feed_forwards(config: Any) -> list[tuple[int, int]]:
+    """Of each layer, how many feed-forwards it has and how wide each is inside: it maps once to there and once back."""
+    if hasattr(config, "feed_forward_sizes"):
+        return config.feed_forward_sizes()
+    return [(1, width) for width in _per_layer(config, "intermediate_size")]
 
 
 def _per_layer(config: Any, name: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The one encoder: BERT whose widths and depth are numbers in its config, and whose parts can run alone.
+"""The one encoder: BERT whose widths, depth and formulas stand in its config, and whose parts can run alone.
 
 Shapes: B batch, S sequence, H hidden_size, A heads, D rows per head (qkv_size = A·D), F intermediate_size,
 V vocabulary, C classes. Parameter names are those of transformers' BERT, so that its checkpoints need no translation.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -18,7 +20,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from compresskit.kernels import attention
 from compresskit.kernels.received_attention import received_attention
-from compresskit.models import length_front, lengths, sparse
+from compresskit.models import feed_forward, length_front, lengths, sparse
 from compresskit.models.config import CompactBertConfig
 from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows, look_up
 
@@ -80,6 +82,35 @@ class Embeddings(nn.Module):
         return self.dropout(self.LayerNorm(words + types + self.position_embeddings.weight[:seq_len, :width]))
 
 
+class TrigramEmbeddings(nn.Module):
+    """LN(W [next; this; previous token's vector] + b + type + position), the embedding of EfficientBERT and MobileBERT.
+
+    The vectors, of embedding_size, are zero beyond both ends; padding is a neighbour like any other token.
+    """
+
+    def __init__(self, config: CompactBertConfig):
+        super().__init__()
+        assert config.embedding_size is not None
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.embedding_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.dense = ElasticLinear(3 * config.embedding_size, config.hidden_size)
+        self.LayerNorm = ElasticLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, width: int) -> Tensor:
+        """input_ids, token_type_ids: (B, S).  Returns (B, S, width)."""
+        seq_len = input_ids.shape[1]
+        if token_type_ids is None:
+            types = self.token_type_embeddings.weight[0, :width]
+        else:
+            types = look_up(self.token_type_embeddings, token_type_ids, width)
+        words = self.word_embeddings(input_ids)
+        padded = F.pad(words, (0, 0, 1, 1))
+        words = self.dense(torch.cat((padded[:, 2:], words, padded[:, :-2]), -1), width)
+        return self.dropout(self.LayerNorm(words + types + self.position_embeddings.weight[:seq_len, :width]))
+
+
 class SelfAttention(nn.Module):
     """Queries, keys and values; all heads side by side in one matrix each."""
 
@@ -130,7 +161,11 @@ class AddAndNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor, columns: Any = None) -> Tensor:
         """x: (B, S, in_features); residual: (B, S, H).  Returns (B, S, H)."""
-        return self.LayerNorm(self.dropout(self.dense(x, residual.shape[-1], columns)) + residual)
+        return self.add(self.dense(x, residual.shape[-1], columns), residual)
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """What follows the linear layer.  x, residual: (B, S, H).  Returns the same shape."""
+        return self.LayerNorm(self.dropout(x) + residual)
 
 
 class Attention(nn.Module):
@@ -155,15 +190,33 @@ class Intermediate(nn.Module):
         return self.activation(self.dense(hidden, width))
 
 
+class FormulaFeedForward(nn.Module):
+    """One feed-forward of a layer that has a formula: LN(x + dropout(formula(x, first linear, second linear)))."""
+
+    def __init__(self, inner_size: int, config: CompactBertConfig):
+        super().__init__()
+        self.intermediate = nn.ModuleDict({"dense": ElasticLinear(config.hidden_size, inner_size)})
+        self.output = AddAndNorm(inner_size, config)
+
+    def forward(self, hidden: Tensor, run: feed_forward.Run, inner_size: int) -> Tensor:
+        """hidden: (B, S, H).  Returns the same shape."""
+        first, second, width = self.intermediate["dense"], self.output.dense, hidden.shape[-1]
+        return self.output.add(run(hidden, lambda t: first(t, inner_size), lambda t: second(t, width)), hidden)
+
+
 class Layer(nn.Module):
-    """Attention, then feed-forward."""
+    """Attention, then feed-forward: BERT's own, or as many as the layer's formula has."""
 
     def __init__(self, config: CompactBertConfig, layer: int):
         super().__init__()
         self.config, self.index = config, layer
         self.attention = Attention(config, layer)
-        self.intermediate = Intermediate(config, layer)
-        self.output = AddAndNorm(config.per_layer("intermediate_size")[layer], config)
+        stack, inner_size = config.feed_forward_sizes()[layer]
+        if config.feed_forward is None:
+            self.intermediate = Intermediate(config, layer)
+            self.output = AddAndNorm(inner_size, config)
+        else:
+            self.feed_forward = nn.ModuleList(FormulaFeedForward(inner_size, config) for _ in range(stack))
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None, shape: CompactBertConfig, explicit: bool
@@ -190,9 +243,14 @@ class Layer(nn.Module):
         return self.attention.output(context, hidden, rows), inside
 
     def feed(self, hidden: Tensor, shape: CompactBertConfig) -> Tensor:
-        """The feed-forward with its output and norm.  hidden: (B, S, H) of the config `shape`.  Returns the same."""
-        wide = self.intermediate(hidden, shape.per_layer("intermediate_size")[self.index])
-        return self.output(wide, hidden)
+        """What follows the attention.  hidden: (B, S, H) of the config `shape`.  Returns the same shape."""
+        wide = shape.per_layer("intermediate_size")[self.index]
+        if shape.feed_forward is None:
+            return self.output(self.intermediate(hidden, wide), hidden)
+        plan = feed_forward.prepare(shape.feed_forward[self.index], shape.feed_forward_width)
+        for one in islice(self.feed_forward, plan.stack):
+            hidden = one(hidden, plan.run, wide // plan.ratio)
+        return hidden
 
 
 class Encoder(nn.Module):
@@ -204,15 +262,16 @@ class Encoder(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh of a linear map of the first token's state."""
+    """The activation, tanh in BERT, of a linear map of the first token's state."""
 
     def __init__(self, config: CompactBertConfig):
         super().__init__()
         self.dense = ElasticLinear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.pooler_act]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (B, S, H).  Returns (B, H)."""
-        return self.dense(hidden[:, 0], hidden.shape[-1]).tanh()
+        return self.activation(self.dense(hidden[:, 0], hidden.shape[-1]))
 
 
 class CompactBertPreTrainedModel(PreTrainedModel):
@@ -237,12 +296,7 @@ class CompactBertModel(CompactBertPreTrainedModel):
 
     def __init__(self, config: CompactBertConfig, add_pooling_layer: bool = True):
         super().__init__(config)
-        if config.feed_forward is not None or config.embedding != "bert":
-            raise ValueError(
-                f"feed_forward {config.feed_forward} with embedding {config.embedding!r} cannot be built by this "
-                "version; leave feed_forward unset and embedding 'bert'"
-            )
-        self.embeddings = Embeddings(config)
+        self.embeddings = Embeddings(config) if config.embedding == "bert" else TrigramEmbeddings(config)
         self.encoder = Encoder(config)
         self.pooler = Pooler(config) if add_pooling_layer else None
         if config.sparse:
@@ -343,7 +397,8 @@ class CompactBertModel(CompactBertPreTrainedModel):
                 self.encoder, hidden, lambda real: masks(real)[0], attention_mask, number_of_heads, running, tokens
             )
             for hidden in states:
-                all_hidden.append(hidden)
+                if want_hidden:
+                    all_hidden.append(hidden)
                 if tokens is not None:
                     kept_positions.append(tokens.positions)
             hidden = hidden.contiguous() if tokens is None else tokens.restored(hidden)
@@ -353,6 +408,7 @@ class CompactBertModel(CompactBertPreTrainedModel):
                 hidden_states=tuple(all_hidden) if want_hidden else None,
                 kept_positions=None if tokens is None else tuple(kept_positions),
             )
+        layer: Any
         for number, layer in enumerate(self.encoder.layer[: shape.num_hidden_layers]):
             if number not in running:
                 continue
@@ -406,8 +462,7 @@ class CompactBertModel(CompactBertPreTrainedModel):
         return lengths.Tokens(
             wanted,
             None if attention_mask is None else attention_mask.bool(),
-            *input_ids.shape,
-            input_ids.device,
+            input_ids,
             keep_first=self.pooler is not None,
             padded_queries=padded_queries,
         )

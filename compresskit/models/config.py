@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from compresskit.models import length_front, lengths
+from compresskit.models import feed_forward, length_front, lengths
 
 PER_LAYER = ("num_attention_heads", "qkv_size", "intermediate_size")
 
@@ -26,6 +26,7 @@ SHAPE = (
     "type_vocab_size",
     "hidden_act",
     "layer_norm_eps",
+    "pooler_act",
     "pooler_relu",
 )
 
@@ -36,9 +37,12 @@ class CompactBertConfig(PreTrainedConfig):
 
     num_attention_heads, qkv_size and intermediate_size: one number, or a list with one number per layer.
     qkv_size: width of all heads together, a multiple of num_attention_heads; None: hidden_size.
-    feed_forward: None for BERT's own, or one formula per layer; feed_forward_width: what a binary operator of a formula
-        does with unequal widths ("min" cuts, "max" pads).
-    embedding: "bert", or "trigram" over token vectors of embedding_size.
+    feed_forward: None for BERT's own, or one formula per layer (models/feed_forward.py), which says how many
+        feed-forwards the layer has and which part of intermediate_size each is wide; feed_forward_width: what a binary
+        operator of a formula does with unequal widths ("min" cuts, "max" pads, "max-faithful" pads as the original).
+    embedding: "bert", or "trigram": three neighbouring token vectors of embedding_size, mapped to hidden_size.
+    pooler_act: of the first token's state, behind the pooler's linear map: "tanh", as in BERT, or another activation,
+        such as "relu" in DistilBERT.
     pooler_relu: relu between pooler and classifier, as in the task models of TinyBERT and SparseBERT.
     length_config: how many tokens each layer keeps where a call does not say it; see models/lengths.py.
     length_front: the length configs that a search found, and what each costs; see models/length_front.py.
@@ -68,6 +72,7 @@ class CompactBertConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
+    pooler_act: str = "tanh"
     pooler_relu: bool = False
     length_config: list[int] | list[float] | None = None
     length_front: dict[str, Any] | None = None
@@ -93,20 +98,44 @@ class CompactBertConfig(PreTrainedConfig):
                 isinstance(rate, (int, float)) and 0 <= rate <= 1
             ):
                 raise ValueError(f"{name} is {rate!r}; expected a number from 0 to 1")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected an activation such as 'gelu' or 'relu'")
+        for name in ("hidden_act", "pooler_act"):
+            if getattr(self, name) not in ACT2FN:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected an activation such as 'gelu' or 'relu'")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id {self.pad_token_id} is outside a vocabulary of {self.vocab_size}")
         if self.feed_forward is not None and len(self.feed_forward) != self.num_hidden_layers:
             raise ValueError(f"feed_forward has {len(self.feed_forward)} formulas for {self.num_hidden_layers} layers")
-        if self.feed_forward_width not in ("min", "max"):
-            raise ValueError(f"feed_forward_width is {self.feed_forward_width!r}; expected 'min' or 'max'")
+        feed_forward.check_width(self.feed_forward_width)
+        if self.feed_forward is not None:
+            self._check_formulas()
         if self.embedding not in ("bert", "trigram"):
             raise ValueError(f"embedding is {self.embedding!r}; expected 'bert' or 'trigram'")
         if self.length_config is not None:
             lengths.check(self.length_config, self.num_hidden_layers, self.max_position_embeddings)
         if self.length_front is not None:
             length_front.check(self.length_front, self.num_hidden_layers, self.max_position_embeddings)
+        trigram, size = self.embedding == "trigram", self.embedding_size
+        if trigram and (not isinstance(size, int) or size < 1):
+            raise ValueError(f"embedding_size is {size!r}; a trigram embedding needs the width of its token vectors")
+        if not trigram and size is not None:
+            raise ValueError(f"embedding 'bert' has no embedding_size {size}: its token vectors are hidden_size wide")
+
+    def _check_formulas(self) -> None:
+        """Write the formulas in their one form, and refuse those that cannot run."""
+        formulas = []
+        for layer, (text, wide) in enumerate(
+            zip(self.feed_forward or (), self.per_layer("intermediate_size"), strict=True)
+        ):
+            try:
+                formula = feed_forward.parse(text)
+                formulas.append(str(formula))
+                ratio = int((formula.size_index or "1_1").split("_")[1])
+                if wide < ratio:
+                    raise ValueError(f"formula {formula}: 1/{ratio} of an intermediate_size of {wide} is nothing")
+                feed_forward.check_runs(formula, self.hidden_size, wide // ratio, self.feed_forward_width)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ValueError(f"layer {layer}: {error}") from None
+        self.feed_forward = formulas
 
     def per_layer(self, name: str) -> list[int]:
         """One value per layer of num_attention_heads, qkv_size or intermediate_size."""
@@ -119,6 +148,14 @@ class CompactBertConfig(PreTrainedConfig):
             raise ValueError(f"{name} has {len(value)} values for {self.num_hidden_layers} layers")
         return list(value)
 
+    def feed_forward_sizes(self) -> list[tuple[int, int]]:
+        """How many feed-forwards each layer has, and their inner width."""
+        wide = self.per_layer("intermediate_size")
+        if self.feed_forward is None:
+            return [(1, size) for size in wide]
+        plans = [feed_forward.prepare(text, self.feed_forward_width) for text in self.feed_forward]
+        return [(plan.stack, size // plan.ratio) for plan, size in zip(plans, wide, strict=True)]
+
     def brief(self, name: str) -> int | list[int]:
         """A field as a table shows it: one number where all layers have the same."""
         values = self.per_layer(name) if name in PER_LAYER else [getattr(self, name)]
@@ -129,6 +166,10 @@ class CompactBertConfig(PreTrainedConfig):
 
         def plain(name: str) -> Any:
             value = self.per_layer(name) if name in PER_LAYER else getattr(self, name)
+            if self.feed_forward is not None and name == "intermediate_size":  # an inner width can be written in
+                value = self.feed_forward_sizes()  # several ways, as one half of 8 or all of 4
+            if self.feed_forward is not None and name == "feed_forward":
+                value = [str(feed_forward.parse(text).resized(None)) for text in self.feed_forward]
             return tuple(value) if isinstance(value, list) else value
 
         return tuple((name, plain(name)) for name in SHAPE)

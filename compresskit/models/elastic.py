@@ -1,7 +1,8 @@
 """Run a smaller config inside bigger weights, or take it out as a model of its own.
 
 A subnet uses the leading layers, the leading columns of the hidden axis, the leading rows of the feed-forward, the
-first n heads, and of each of these heads the leading q/n rows. This one rule covers both SuperBERT flavours of
+first n heads, and of each of these heads the leading q/n rows; where layers have formulas, any formula with a stack and
+an inner width that are there. This one rule covers both SuperBERT flavours of
 AutoTinyBERT: MLM keeps the head size and drops heads, KD keeps the heads and shortens each of them.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -101,9 +102,16 @@ def check_fits(supernet: CompactBertConfig, subnet: CompactBertConfig) -> None:
             raise ValueError(
                 f"the subnet's {name} {getattr(subnet, name)} exceeds the supernet's {getattr(supernet, name)}"
             )
+    if (subnet.feed_forward is None) != (supernet.feed_forward is None):
+        raise ValueError("a network with formulas and one without are not inside one another; give both, or neither")
+    sizes = ("num_attention_heads",) if supernet.feed_forward else ("num_attention_heads", "intermediate_size")
+    parts = list(zip(supernet.feed_forward_sizes(), subnet.feed_forward_sizes(), strict=False))
     for layer in range(subnet.num_hidden_layers):
-        limits = {name: supernet.per_layer(name)[layer] for name in ("num_attention_heads", "intermediate_size")}
-        wanted = {name: subnet.per_layer(name)[layer] for name in limits}
+        limits = {name: supernet.per_layer(name)[layer] for name in sizes}
+        wanted = {name: subnet.per_layer(name)[layer] for name in sizes}
+        if supernet.feed_forward:
+            for number, name in enumerate(("stack of feed-forwards", "inner width")):
+                limits[name], wanted[name] = parts[layer][0][number], parts[layer][1][number]
         qkv = subnet.per_layer("qkv_size")[layer] // wanted["num_attention_heads"]
         limits["rows per head"] = supernet.per_layer("qkv_size")[layer] // limits["num_attention_heads"]
         wanted["rows per head"] = qkv
@@ -127,7 +135,9 @@ def extract(model: Model, subnet: CompactBertConfig, layers: Sequence[int] | Non
                 f"layers {chosen} for a subnet of {subnet.num_hidden_layers} layers; give as many, each from 0 to "
                 f"{supernet.num_hidden_layers - 1}"
             )
-        widths = {name: [supernet.per_layer(name)[i] for i in chosen] for name in PER_LAYER}
+        widths: dict[str, Any] = {name: [supernet.per_layer(name)[i] for i in chosen] for name in PER_LAYER}
+        if supernet.feed_forward is not None:
+            widths["feed_forward"] = [supernet.feed_forward[i] for i in chosen]
         supernet = supernet.changed(num_hidden_layers=len(chosen), **widths)
     check_fits(supernet, subnet)
     if subnet.num_labels != supernet.num_labels:
@@ -154,10 +164,9 @@ def keep_layers(model: Model, layers: Sequence[int]) -> Model:
         count = config.num_hidden_layers
         raise ValueError(f"layers {list(layers)} of a model of {count} layers; each is from 1 to {count}")
     chosen = [layer - 1 for layer in layers]
-    widths = {name: [config.per_layer(name)[i] for i in chosen]
-              for name in PER_LAYER if isinstance(getattr(config, name), list)}  # fmt: skip
-    if config.length_config is not None:
-        widths["length_config"] = [config.length_config[i] for i in chosen]
+    widths: dict[str, list] = {name: [getattr(config, name)[i] for i in chosen]
+                               for name in (*PER_LAYER, "feed_forward", "length_config")
+                               if isinstance(getattr(config, name), list)}  # fmt: skip
     return extract(model, config.changed(num_hidden_layers=len(chosen), **widths), chosen)
 
 

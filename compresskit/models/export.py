@@ -26,12 +26,14 @@ def bert_config(config: CompactBertConfig) -> BertConfig:
             f"plain BERT needs qkv_size equal to hidden_size {config.hidden_size}, this model has "
             f"{plain['qkv_size'][0]}; save it as it is"
         )
-    for name, expected in (
-        ("feed_forward", None),
-        ("embedding", "bert"),
-        ("pooler_relu", False),
-        ("length_config", None),
-    ):
+    bert = {
+        "feed_forward": None,
+        "embedding": "bert",
+        "pooler_act": "tanh",
+        "pooler_relu": False,
+        "length_config": None,
+    }
+    for name, expected in bert.items():
         if getattr(config, name) != expected:
             raise ValueError(f"plain BERT has no {name} {getattr(config, name)!r}; save the model as it is")
     shared = BertConfig.__dataclass_fields__.keys() & CompactBertConfig.__dataclass_fields__.keys()

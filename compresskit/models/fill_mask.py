@@ -110,8 +110,7 @@ def layer_at(layer: Layer, hidden: Tensor, mask: Tensor | None, positions: Tenso
     mixed = scores.softmax(-1) @ hidden  # (B, A, H)
     context = torch.einsum("bah,adh->bad", mixed, values).flatten(1) + attention.value.bias
     attended = layer.attention.output(context, own)
-    width = layer.config.per_layer("intermediate_size")[layer.index]
-    return layer.output(layer.intermediate(attended, width), attended)
+    return layer.feed(attended, layer.config)
 
 
 def batches_of_similar_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
@@ -147,8 +146,13 @@ def _pack(layer: Any, attention: Sequence[str]) -> None:
     """Lay out the weights of a layer for oneDNN, of its attention those that are named."""
     for name in attention:
         setattr(layer.attention.self, name, PackedLinear(getattr(layer.attention.self, name)))
-    for part in (layer.attention.output, layer.output):
-        part.dense = PackedLinear(part.dense)
+    layer.attention.output.dense = PackedLinear(layer.attention.output.dense)
+    if layer.config.feed_forward is not None:
+        for one in layer.feed_forward:
+            one.intermediate["dense"] = PackedLinear(one.intermediate["dense"])
+            one.output.dense = PackedLinear(one.output.dense)
+        return
+    layer.output.dense = PackedLinear(layer.output.dense)
     gelu = layer.config.hidden_act == "gelu"
     layer.intermediate.dense = PackedLinear(layer.intermediate.dense, gelu)
     if gelu:

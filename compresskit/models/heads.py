@@ -78,17 +78,19 @@ class QuestionAnsweringOutput(ModelOutput):
 
 
 class PredictionTransform(nn.Module):
-    """Linear, activation and normalisation before the decoder."""
+    """Linear, activation and normalisation before the decoder; narrows to the token vectors of a trigram embedding."""
 
     def __init__(self, config: CompactBertConfig):
         super().__init__()
-        self.dense = ElasticLinear(config.hidden_size, config.hidden_size)
+        self.embedding_size = config.embedding_size
+        width = config.embedding_size or config.hidden_size
+        self.dense = ElasticLinear(config.hidden_size, width)
         self.activation = ACT2FN[config.hidden_act]
-        self.LayerNorm = ElasticLayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = ElasticLayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: (..., H).  Returns the same shape."""
-        return self.LayerNorm(self.activation(self.dense(hidden, hidden.shape[-1])))
+        """hidden: (..., H).  Returns the same shape, or with a trigram embedding (..., embedding_size)."""
+        return self.LayerNorm(self.activation(self.dense(hidden, self.embedding_size or hidden.shape[-1])))
 
 
 class Predictions(nn.Module):
@@ -97,7 +99,7 @@ class Predictions(nn.Module):
     def __init__(self, config: CompactBertConfig):
         super().__init__()
         self.transform = PredictionTransform(config)
-        self.decoder = ElasticLinear(config.hidden_size, config.vocab_size)
+        self.decoder = ElasticLinear(config.embedding_size or config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(self.decoder.bias.detach().zero_())
 
     def forward(self, hidden: Tensor) -> Tensor:

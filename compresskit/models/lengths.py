@@ -38,8 +38,8 @@ def check(lengths: Any, num_layers: int, max_tokens: int) -> None:
     for layer in range(1, num_layers):
         if given[layer] > given[layer - 1]:
             raise ValueError(
-                f"length_config: layer {layer} cannot keep {given[layer]}, for layer {layer - 1} keeps {given[layer - 1]};"
-                " dropped tokens do not come back, so lengths may only fall"
+                f"length_config: layer {layer} cannot keep {given[layer]}, for layer {layer - 1} keeps "
+                f"{given[layer - 1]}; dropped tokens do not come back, so lengths may only fall"
             )
     if whole and given[0] > max_tokens:
         raise ValueError(f"length_config: {given[0]} tokens exceed max_position_embeddings {max_tokens}; lower it")
@@ -71,22 +71,21 @@ def flat(index: Tensor, count: int) -> Tensor:
 class Tokens:
     """Which tokens are still held, in which order, and the last states of those that are gone.
 
-    lengths: a checked length config; real: (B, S), true for real tokens, None: all. With lengths in shares every
-    sequence keeps its share of its own real tokens. keep_first: the first token always stays. padded_queries: count
-    what padding attends to as well, as the original does.
+    lengths: a checked length config; real: true for real tokens, (B, S) as input_ids; None: all. With lengths in shares
+    every sequence keeps its share of its own real tokens. keep_first: the first token always stays. padded_queries:
+    count what padding attends to as well, as the original does.
     """
 
     def __init__(
-        self, lengths: Lengths, real: Tensor | None, batch: int, seq_len: int, device: torch.device, *,
-        keep_first: bool, padded_queries: bool,
-    ):  # fmt: skip
+        self, lengths: Lengths, real: Tensor | None, input_ids: Tensor, *, keep_first: bool, padded_queries: bool
+    ):
         self.lengths, self.real, self.keep_first, self.padded_queries = lengths, real, keep_first, padded_queries
-        self.seq_len = seq_len
-        self.positions = torch.arange(seq_len, device=device).expand(batch, -1)  # of the tokens held, (B, n)
+        batch, self.seq_len = input_ids.shape
+        self.positions = torch.arange(self.seq_len, device=input_ids.device).expand(batch, -1)  # of those held, (B, n)
         self.places: list[Tensor] = []
         self.gone: list[Tensor] = []
         if isinstance(lengths[0], float):
-            self.own = torch.full((batch,), seq_len, device=device) if real is None else real.sum(-1)  # (B,)
+            self.own = (torch.ones_like(input_ids) if real is None else real).sum(-1)  # how many tokens each has, (B,)
 
     def drops(self, layer: int) -> bool:
         """Whether this layer keeps fewer tokens than are held."""

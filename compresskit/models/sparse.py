@@ -17,6 +17,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, TypeVar
 
@@ -27,19 +28,14 @@ from transformers import PreTrainedModel
 from compresskit.kernels import attention
 from compresskit.kernels.layer_norm import add_and_norm
 from compresskit.kernels.sparse_linear import BLOCKS, SparseWeight, sparse_linear
+from compresskit.models import feed_forward
 from compresskit.models.elastic import ElasticLinear, Rows
 from compresskit.models.lengths import Tokens, flat
 
 logger = logging.getLogger(__name__)
 
-LINEARS = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
-)
+ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+FEED_FORWARD = ("intermediate.dense", "output.dense")
 PARTS = ("values", "indices", "row_pointers")  # of a sparse layer in a state dict
 TIMED_TOKENS, TIMED_CALLS = 128, 9
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -215,7 +211,7 @@ def run(
     for number, (layer, own_heads) in enumerate(zip(encoder.layer, heads, strict=True)):
         if number not in layers:
             continue
-        inner, out, wide, end = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+        inner, out = layer.attention.self, layer.attention.output
         queries = tokens.queries(x.dtype) if tokens is not None and tokens.drops(number) else None
         query, key, value = (_linear(linear, x) for linear in (inner.query, inner.key, inner.value))  # (A·D, T)
         context, received = attention.feature_major(query, key, value, own_heads, mask, batch, room, queries)
@@ -227,10 +223,26 @@ def run(
             tokens.leave(before.index_select(1, flat(leaving, held)).T.unflatten(0, leaving.shape))
             x = x.index_select(1, flat(staying, held))
             mask = masks(tokens.real)
+        if layer.config.feed_forward is not None:
+            x = _formula(layer, x)
+            yield x.T.unflatten(0, (batch, -1))
+            continue
+        wide, end = layer.intermediate, layer.output
         fused = isinstance(wide.dense, SparseLinear) and layer.config.hidden_act == "gelu"
         middle = _linear(wide.dense, x, gelu=True) if fused else wide.activation(_linear(wide.dense, x))
         x = add_and_norm(_linear(end.dense, middle), x, end.LayerNorm.weight, end.LayerNorm.bias, end.LayerNorm.eps)
         yield x.T.unflatten(0, (batch, -1))
+
+
+def _formula(layer: Any, x: Tensor) -> Tensor:
+    """All feed-forwards of a layer that has a formula.  x: (H, T).  Returns the same shape."""
+    config = layer.config
+    plan = feed_forward.prepare(config.feed_forward[layer.index], config.feed_forward_width, dim=0)
+    for one in layer.feed_forward:
+        first, end = partial(_linear, one.intermediate["dense"]), one.output
+        out = plan.run(x, first, partial(_linear, end.dense))
+        x = add_and_norm(out.contiguous(), x, end.LayerNorm.weight, end.LayerNorm.bias, end.LayerNorm.eps)
+    return x
 
 
 def _linear(layer: Any, x: Tensor, gelu: bool = False) -> Tensor:
@@ -241,11 +253,15 @@ def _linear(layer: Any, x: Tensor, gelu: bool = False) -> Tensor:
 
 
 def _linears(encoder: Any) -> Iterator[tuple[str, ElasticLinear]]:
-    for number in range(len(encoder.layer)):
-        for name in LINEARS:
+    for number, layer in enumerate(encoder.layer):
+        if layer.config.feed_forward is None:
+            names = list(FEED_FORWARD)
+        else:
+            names = [f"feed_forward.{i}.{name}" for i in range(len(layer.feed_forward)) for name in FEED_FORWARD]
+        for name in (*ATTENTION, *names):
             yield f"layer.{number}.{name}", encoder.get_submodule(f"layer.{number}.{name}")
 
 
 def _put(encoder: nn.Module, name: str, layer: nn.Module) -> None:
     owner, _, last = name.rpartition(".")
-    setattr(encoder.get_submodule(owner), last, layer)
+    encoder.get_submodule(owner).register_module(last, layer)

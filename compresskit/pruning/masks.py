@@ -14,8 +14,9 @@ from compresskit.pruning.patterns import Pattern
 from compresskit.pruning.schedule import Schedule
 
 # Six matrices per encoder layer and nothing else: no embedding, pooler, head, bias or LayerNorm (SparseBERT's choice).
+# A layer with a formula has the last two once in each of its feed-forwards.
 PRUNABLE = re.compile(
-    r"(?:bert\.)?encoder\.layer\.(?P<layer>\d+)\."
+    r"(?:bert\.)?encoder\.layer\.(?P<layer>\d+)\.(?:feed_forward\.\d+\.(?!attention))?"
     r"(?P<kind>attention\.self\.(?:query|key|value)|attention\.output\.dense|intermediate\.dense|output\.dense)\.weight"
 )
 Kind = Literal["query", "key", "value", "attention_output", "intermediate", "output"]

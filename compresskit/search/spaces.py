@@ -104,7 +104,13 @@ def in_order(columns: Mapping[str, Any]) -> Columns:
 
 
 def columns_of(configs: Sequence[CompactBertConfig]) -> Columns:
-    """The columns of given architectures; where layers differ, the mean over the layers."""
+    """The columns of given architectures; where layers differ, the mean over the layers.
+
+    Raises ValueError for a network with formulas or a trigram embedding, which five numbers do not describe.
+    """
+    for config in configs:
+        if config.feed_forward is not None or config.embedding != "bert":
+            raise ValueError("columns are numbers of BERT's own feed-forward and embedding; this network has others")
 
     def number(config: CompactBertConfig, name: str) -> float:
         return float(np.mean(config.per_layer(name))) if name in PER_LAYER else getattr(config, name)

@@ -133,11 +133,11 @@ class Distill:
         batches = self.batches(with_index=remembered is not None)
         num_steps = steps(params.prediction_epochs, len(batches), params.max_steps)
         known: dict[str, Any] = {} if remembered is None else {"teacher_logits": remembered}
-        options = {} if task.answers_per_row else {"padded": params.faithful}
+        options: dict[str, Any] = known if task.answers_per_row else {"padded": params.faithful}
         fit(
             self.student,
             batches,
-            task.prediction(self.student, self.teacher, params.temperature, **known, **options),
+            task.prediction(self.student, self.teacher, params.temperature, **options),
             *distilling.optimizer(params, [self.student], params.prediction_learning_rate, num_steps, "warmup_linear"),
             num_steps,
             label="distill: prediction",

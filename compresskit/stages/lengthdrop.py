@@ -100,7 +100,7 @@ class Lengthdrop:
         """What the whole model learns."""
         if self.teacher is None:
             return lengthdrop.supervised
-        answers = self.data.task.answers
+        answers: Callable[..., Tensor] = self.data.task.answers
         if self.params.faithful and not self.data.task.answers_per_row:
             answers = partial(answers, padded=True)
         return lengthdrop.taught(self.teacher, answers, self.params.temperature)

@@ -73,8 +73,8 @@ def intermediate(
             hidden = own.hidden_states[ours] if each is None else each(own.hidden_states[ours])
             states = states + state_distance(hidden, target.hidden_states[theirs], real, measures.states)
         for ours, theirs in pairs[1:]:
-            maps = (output.attention_scores[i - 1].softmax(-1) for output, i in ((own, ours), (target, theirs)))
-            attention = attention + map_distance(*maps, real, measures.attention)
+            mine, right = own.attention_scores[ours - 1].softmax(-1), target.attention_scores[theirs - 1].softmax(-1)
+            attention = attention + map_distance(mine, right, real, measures.attention)
         if not padded:  # of several processes the one with more tokens counts for more
             lengths = real.sum(-1)
             squares, tokens = distributed.weight(torch.stack([lengths.square().sum(), lengths.sum()]))
@@ -95,7 +95,7 @@ def state_distance(student: Tensor, teacher: Tensor, real: Tensor, distance: Dis
 
 
 def map_distance(student: Tensor, teacher: Tensor, real: Tensor, distance: Distance) -> Tensor:
-    """The distance of probabilities, (B, A, S, S), over queries that are `real`, (B, S), and, squared, over keys too."""
+    """The distance of probabilities, (B, A, S, S), of queries, and of keys if squared, that are `real`, (B, S)."""
     theirs, queries = teacher.to(student.dtype), real[:, None, :].to(student.dtype)  # (B, 1, S)
     if distance == "cosine":
         cosines = F.cosine_similarity(student, theirs, dim=-1) * queries

@@ -26,7 +26,7 @@ SHORTEST = 2  # tokens: no layer keeps fewer
 
 
 class Draws(Protocol):
-    """What sub-models are drawn with: numpy's `RandomState`, or its module `random`, of which the original makes use."""
+    """What sub-models are drawn with: numpy's `RandomState`, of which the original uses the global one."""
 
     def randint(self, low: int, high: int) -> int:
         """A whole number from low to high − 1."""

@@ -9,8 +9,13 @@ from random import Random
 import pytest
 from transformers import AutoConfig
 
-from compresskit.models import CompactBertConfig, CompactBertForSequenceClassification
+from compresskit.models import CompactBertConfig
 from compresskit.search.spaces import SuperBertMlmSpace
+
+PLAIN = "linear1_1(gelu(linear1_1(x,wb1)),wb2)"
+TANH = "tanh(linear2_1(gelu(linear2_1(x,wb1)),wb2))"
+UNSIZED = "linear(gelu(linear(x,wb1)),wb2)"
+NARROW = "linear1_1(add(linear1_1(x,wb1),x),wb2)"
 
 
 def config(**fields) -> CompactBertConfig:
@@ -47,8 +52,22 @@ def test_one_number_stands_for_every_layer_and_a_list_for_each():
         ({"classifier_dropout": "0.1"}, r"classifier_dropout is '0.1'; expected a number from 0 to 1"),
         ({"pad_token_id": 50}, r"pad_token_id 50 is outside a vocabulary of 50"),
         ({"feed_forward": ["x"]}, r"feed_forward has 1 formulas for 2 layers"),
-        ({"feed_forward_width": "mean"}, r"feed_forward_width is 'mean'; expected 'min' or 'max'"),
+        ({"feed_forward_width": "mean"}, r"feed_forward_width is 'mean'; expected 'min' or 'max' or 'max-faithful'"),
+        ({"feed_forward": [PLAIN, "tanh(x"]}, r"layer 1: formula 'tanh\(x', column 7: the formula ends where , or \)"),
+        ({"feed_forward": [PLAIN, "tanh(x)"]}, r"layer 1: formula tanh\(x\): it uses wb1 0 times; expected once"),
+        ({"feed_forward": [TANH, UNSIZED]}, r"layer 1: .*: its linears have no size; write linear1_1 to linear4_4"),
+        ({"feed_forward": [NARROW, PLAIN]}, r"layer 0: .*: wb2 takes a width of 32, and is given 24"),
+        (
+            {"feed_forward": [NARROW.replace("1_1", "1_2"), PLAIN], "feed_forward_width": "max"},
+            r"of 16, and is given 24",
+        ),
+        (
+            {"feed_forward": [PLAIN.replace("1_1", "1_4"), PLAIN], "intermediate_size": 3},
+            r"1/4 of an intermediate_size of 3 is nothing",
+        ),
         ({"embedding": "word"}, r"embedding is 'word'; expected 'bert' or 'trigram'"),
+        ({"embedding": "trigram"}, r"embedding_size is None; a trigram embedding needs"),
+        ({"embedding_size": 8}, r"embedding 'bert' has no embedding_size 8"),
     ],
     ids=str,
 )
@@ -71,7 +90,7 @@ def test_the_key_is_equal_for_equal_networks_however_written():
         {"hidden_size": 28}, {"num_hidden_layers": 1}, {"num_attention_heads": 2}, {"qkv_size": 20},
         {"intermediate_size": [32, 31]}, {"vocab_size": 51}, {"hidden_act": "relu"}, {"pooler_relu": True},
         {"layer_norm_eps": 1e-5}, {"max_position_embeddings": 100}, {"type_vocab_size": 3},
-        {"feed_forward": ["linear", "linear"]}, {"embedding": "trigram"},
+        {"feed_forward": [PLAIN, PLAIN]}, {"embedding": "trigram", "embedding_size": 24},
     ):  # fmt: skip
         assert config(**changes).key() != plain.key(), changes
 
@@ -103,7 +122,18 @@ def test_other_labels_replace_all_of_the_old_ones():
 
 
 def test_formulas_follow_the_number_of_layers():
-    assert config(feed_forward=["first", "second"]).changed(num_hidden_layers=1).feed_forward == ["first"]
+    assert config(feed_forward=[PLAIN, TANH]).changed(num_hidden_layers=1).feed_forward == [PLAIN]
+
+
+def test_networks_with_formulas_are_equal_where_inner_widths_are():
+    halves = config(feed_forward=[PLAIN.replace("1_1", "1_2"), TANH])
+    assert halves.feed_forward_sizes() == [(1, 16), (2, 32)]
+    spaced = config(feed_forward=[PLAIN.replace(",", " , "), TANH], intermediate_size=[16, 32])
+    assert spaced.feed_forward == [PLAIN, TANH]
+    assert spaced.key() == halves.key()
+    assert halves.key() != config(feed_forward=[PLAIN, TANH]).key()
+    assert halves.key() != halves.changed(feed_forward=[PLAIN.replace("1_1", "2_2"), TANH]).key()
+    assert halves.key() != halves.changed(feed_forward_width="max").key()
 
 
 def test_what_the_file_holds_is_what_was_saved(tmp_path):
@@ -116,14 +146,6 @@ def test_what_the_file_holds_is_what_was_saved(tmp_path):
     assert again.key() == first.key()
     assert (again.num_labels, again.classifier_dropout) == (3, 0.2)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "compact_bert"
-
-
-@pytest.mark.parametrize("fields", [{"feed_forward": ["a", "b"]}, {"embedding": "trigram"}], ids=str)
-def test_parts_that_this_version_cannot_build_are_named(fields):
-    with pytest.raises(
-        ValueError, match="cannot be built by this version; leave feed_forward unset and embedding 'bert'"
-    ):
-        CompactBertForSequenceClassification(config(**fields))
 
 
 def test_drawing_an_architecture_takes_less_than_two_milliseconds():

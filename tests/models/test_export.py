@@ -62,8 +62,8 @@ def test_names_of_labels_and_dropout_go_along():
         ({"intermediate_size": [40, 41]}, r"one intermediate_size for all layers, this model has \[40, 41\]"),
         ({"qkv_size": 20}, "needs qkv_size equal to hidden_size 24, this model has 20"),
         ({"pooler_relu": True}, "plain BERT has no pooler_relu True"),
-        ({"feed_forward": ["a", "b"]}, r"plain BERT has no feed_forward \['a', 'b'\]"),
-        ({"embedding": "trigram"}, "plain BERT has no embedding 'trigram'"),
+        ({"feed_forward": ["linear1_1(gelu(linear1_1(x,wb1)),wb2)"] * 2}, r"plain BERT has no feed_forward \['linear"),
+        ({"embedding": "trigram", "embedding_size": 8}, "plain BERT has no embedding 'trigram'"),
     ],
     ids=str,
 )
@@ -128,6 +128,24 @@ def check_onnx(model, folder: Path, expected_names: list[str]) -> None:
             expected = model(**batch)
         for name, array in found.items():
             np.testing.assert_allclose(array, expected[name].numpy(), rtol=0, atol=2e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", ["min", "max"])
+def test_onnx_of_formulas_has_their_numbers_at_any_batch_and_length(width, tmp_path):
+    pytest.importorskip("onnxscript")
+    inner = {"min": 12, "max": 48}[width]
+    changes = {
+        "feed_forward": [
+            "tanh(linear2_2(gelu(linear2_2(max(x,tanh(x)),wb1)),wb2))",
+            "add(leaky_relu(linear1_1(elu(mul(linear1_1(x,wb1),x)),wb2)),swish(x))",
+        ],
+        "feed_forward_width": width,
+        "intermediate_size": inner,
+        "embedding": "trigram",
+        "embedding_size": 8,
+    }
+    check_onnx(network(CompactBertForSequenceClassification, **changes), tmp_path, ["logits"])
 
 
 @pytest.mark.long

@@ -141,6 +141,13 @@ def test_the_model_is_left_as_it_was(models):
     ours.eval()
 
 
+def test_a_model_with_formulas_fills_as_itself_asked_row_by_row():
+    torch.manual_seed(0)
+    formulas = ["tanh(linear2_1(gelu(linear2_1(x,wb1)),wb2))", "linear1_2(mul(linear1_2(x,wb1),x),wb2)"]
+    model = CompactBertForMaskedLM(CompactBertConfig(**config(2), feed_forward=formulas)).eval()
+    check(MaskFiller(model, everything(), M), model, rows())
+
+
 def test_no_rows_give_no_fillers(models):
     ids, scores = MaskFiller(models()[0], everything(), M)([])
     assert ids.shape == scores.shape == (0, M)

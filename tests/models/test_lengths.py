@@ -25,6 +25,7 @@ SIZES = {
     "intermediate_size": 40,
     "max_position_embeddings": 160,
 }
+FORMULAS = {"feed_forward": ["linear1_1(relu(linear1_1(x,wb1)),wb2)", "tanh(linear2_1(gelu(linear2_1(x,wb1)),wb2))"] * 2}
 
 
 def seeded(model_class: type, seed: int = 0, **changes):
@@ -59,10 +60,11 @@ def by_definition(model: CompactBertModel, row: dict[str, Tensor], kept: list[in
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("formulas", [{}, FORMULAS], ids=["plain", "formulas"])
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 130])  # up to 96 tokens with maps, above them without
 @pytest.mark.parametrize("keep_first", [False, True])
-def test_the_tokens_that_receive_most_attention_stay_and_the_others_keep_their_last_states(seq_len, keep_first):
-    model = seeded(CompactBertModel)
+def test_the_tokens_that_receive_most_attention_stay_and_the_others_keep_their_last_states(seq_len, keep_first, formulas):
+    model = seeded(CompactBertModel, **formulas)
     model.pooler = model.pooler if keep_first else None
     kept = [max(1, seq_len * share // 10) for share in (10, 7, 7, 3)]
     row = batch(1, seq_len)
@@ -136,11 +138,12 @@ def test_subnets_drop_tokens_as_they_do_when_taken_out():
 @torch.no_grad()
 @pytest.mark.parametrize("model_class", [CompactBertForQuestionAnswering, CompactBertForSequenceClassification])
 @pytest.mark.parametrize("lengths_", [(100, 60, 60, 20), (0.9, 0.5, 0.5, 0.2), (130,) * 4], ids=["n", "share", "full"])
-def test_sparse_weights_drop_the_same_tokens(model_class, lengths_):
-    model = seeded(model_class)
-    for layer in model.bert.encoder.layer:
-        for name in sparse.LINEARS:
-            weight = layer.get_submodule(name).weight
+@pytest.mark.parametrize("formulas", [{}, FORMULAS], ids=["plain", "formulas"])
+def test_sparse_weights_drop_the_same_tokens(model_class, lengths_, formulas):
+    model = seeded(model_class, **formulas)
+    for name, layer in model.bert.encoder.named_modules():
+        if isinstance(layer, elastic.ElasticLinear):
+            weight = layer.weight
             weight.mul_(torch.rand(weight.shape, generator=torch.Generator().manual_seed(len(name))) > 0.8)
     fast, given = sparse.to_sparse(model, min_sparsity=0.5), batch(3, 130, [130, 97, 20])
     real = given["attention_mask"].bool()

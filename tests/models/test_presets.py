@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from compresskit.models import CompactBertModel, presets
+from compresskit.search.costs import parameters
 
 BACKBONES = {  # AutoTinyBERT's as measured on the original code; BERT's and TinyBERT's as published files have them
     "autotinybert-s1": 29_573_882,
@@ -22,7 +23,27 @@ BACKBONES = {  # AutoTinyBERT's as measured on the original code; BERT's and Tin
 }
 
 
-@pytest.mark.parametrize("name", presets.PRESETS)
+WITHOUT_POOLER = {  # EfficientBERT's, counted on the original's shapes; with the projection to 768 the paper's way
+    "efficientbert-tiny": (9_097_896, 9_375_144),
+    "efficientbert": (15_322_236, 15_737_724),
+    "efficientbert-plus": (15_322_236, 15_737_724),
+    "efficientbert-plusplus": (13_964_616, 14_241_864),
+    "efficientbert-tinybert6": (69_526_016, 70_116_608),
+    "efficientbert-supernet": (25_459_836, 25_875_324),
+}
+
+
+@pytest.mark.parametrize("name", presets.FIELDS)
+def test_a_preset_of_efficientbert_has_the_counted_number_of_parameters(name):
+    config = presets.config(name)
+    with torch.device("meta"):
+        model = CompactBertModel(config, add_pooling_layer=False)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert (count, count + 768 * config.hidden_size + 768) == WITHOUT_POOLER[name]
+    assert parameters(config) == count
+
+
+@pytest.mark.parametrize("name", [name for name in presets.PRESETS if name not in presets.FIELDS])
 def test_a_preset_has_the_published_number_of_parameters(name):
     l, h, f, n, q = presets.PRESETS[name]
     with torch.device("meta"):
@@ -30,6 +51,7 @@ def test_a_preset_has_the_published_number_of_parameters(name):
     count = sum(parameter.numel() for parameter in model.parameters())
     formula = 31036 * h + 2 * h + l * (3 * (h * q + q) + q * h + h + 2 * h + h * f + f + f * h + h + 2 * h) + h * h + h
     assert count == formula
+    assert parameters(presets.config(name)) == count - h * h - h
     assert count == BACKBONES.get(name, formula)
     heads = [layer.attention.self.query.out_features // n for layer in model.encoder.layer]
     assert heads == [q // n] * l

@@ -17,6 +17,14 @@ PLAIN = {
     "max_position_embeddings": 40, "num_labels": 3,
 }  # fmt: skip
 UNEVEN = {"num_attention_heads": [4, 2], "qkv_size": [32, 48], "intermediate_size": [64, 16], "pooler_relu": True}
+FORMULAS = {
+    "feed_forward": [
+        "tanh(linear3_2(gelu(linear3_2(max(x,tanh(x)),wb1)),wb2))",
+        "mul(linear1_1(elu(linear1_1(x,wb1)),wb2),x)",
+    ],
+    "embedding": "trigram",
+    "embedding_size": 8,
+}
 IDS = torch.tensor([[2, 7, 11, 3, 0, 0, 0], [2, 9, 9, 14, 5, 8, 3], [2, 1, 1, 1, 1, 3, 0]])
 BATCH = {"input_ids": IDS, "attention_mask": (IDS != 0).long(), "token_type_ids": IDS % 2}
 
@@ -39,7 +47,11 @@ def outputs(model, **asked):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("changes", [{}, UNEVEN, {"hidden_act": "relu"}], ids=["plain", "uneven", "relu"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, UNEVEN, {"hidden_act": "relu"}, FORMULAS, {**FORMULAS, "feed_forward_width": "max"}],
+    ids=["plain", "uneven", "relu", "formulas", "formulas that pad"],
+)
 def test_a_sparse_model_has_the_numbers_of_the_pruned_one(changes, rows):
     dense = pruned(**changes)
     fast = sparse.to_sparse(dense, min_sparsity=0.5)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
+from compresskit.models import CompactBertConfig, CompactBertModel
 from compresskit.pruning import masks
 from compresskit.pruning.masks import MagnitudePruner, kind_of, largest, magnitude_mask, prunable
 from compresskit.pruning.patterns import GROUPS
@@ -49,6 +50,18 @@ def disturb(model: nn.Module, step: int) -> None:
 
 
 # ---- names
+
+
+def test_a_layer_with_a_formula_has_two_matrices_in_each_of_its_feed_forwards():
+    config = CompactBertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        feed_forward=["linear2_1(gelu(linear2_1(x,wb1)),wb2)"], embedding="trigram", embedding_size=4,
+    )  # fmt: skip
+    names = prunable(dict(CompactBertModel(config).named_parameters()))
+    assert [name.removeprefix("encoder.layer.0.") for name in names[4:]] == [
+        f"feed_forward.{number}.{part}.dense.weight" for number in range(2) for part in ("intermediate", "output")
+    ]
+    assert [kind_of(name) for name in names] == [*masks.KINDS, "intermediate", "output"]
 
 
 @pytest.mark.parametrize(("model_class", "prefix"), [(BertModel, ""), (BertForMaskedLM, "bert.")])

@@ -83,7 +83,7 @@ def test_every_part_has_lengths_that_fall_and_layers_that_are_there(probability)
             assert part.layers == sorted(set(part.layers) & set(range(4)))
         for part in (smallest, *others):
             assert part.lengths == sorted(part.lengths, reverse=True)
-            assert 2 <= part.lengths[-1]
+            assert part.lengths[-1] >= 2
             assert part.lengths[0] <= 40
         if probability is None:
             assert (whole.layers, smallest.layers, smallest.lengths) == ([0, 1, 2, 3], [0, 1, 2], [32, 26, 21, 21])
