@@ -114,15 +114,18 @@ def compare(
 @app.command()
 @plainly
 def export(
-    model: Annotated[str, Argument(help="runs:/<id>/model, models:/<name>@<alias>, or a folder.")],
+    model: Annotated[str, Argument(help="runs:/<id>/model, models:/<name>@<alias>, a folder; then ?lengths=2x.")],
     out: Annotated[Path, Argument(help="New folder.")],
-    format: Annotated[str, Option(help="bert (plain transformers), onnx, or sparse (needs compresskit).")] = "bert",
+    format: Annotated[
+        str, Option(help="bert (plain transformers), onnx, openvino, or sparse (for compresskit).")
+    ] = "bert",
+    seq_len: Annotated[int, Option(min=0, help="Of inputs to a graph that drops tokens; 0: that of its front.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Write a model for use elsewhere: without compresskit, or by its nonzero weights."""
     from compresskit.stages import export as stage
 
-    stage.export_model(model, out, format)
+    stage.export_model(model, out, format, seq_len)
     typer.echo(f"{model} as {format}: {out}")
 
 

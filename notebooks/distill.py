@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Distill — how much of the teacher survives in the student?
 #
-# TinyBERT's two steps. First the student learns what happens between the teacher's layers: attention scores and hidden
-# states, no answers. Then it learns the teacher's answers, softened by the temperature. EfficientBERT learns both together:
+# TinyBERT's two steps. First the student learns what happens between the teacher's layers: attention and hidden states,
+# no answers. Then it learns the teacher's answers, softened by the temperature. EfficientBERT learns both together:
 # `joint_epochs` in the place of `intermediate_epochs` and `prediction_epochs`.
 #
 # **In:** a fine-tuned teacher; a student, or the teacher layers it begins as. **Out:** a smaller task model.
@@ -27,9 +27,15 @@ teacher: str = "models:/demo-teacher@latest"  # a task model: a run, a registere
 teacher_labels: list[str] = []  # names of the teacher's outputs in its order, where its config has none
 student: str = ""  # the student's start; empty: layers of the teacher
 student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
-architecture: str = ""  # published, or a model's or a search's, which the student is cut to; empty: the student's own
+architecture: str = ""  # published, a model's or a search's, which the student is cut to; empty: its own
 layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
 projection: str = "shared"  # from student to teacher width, where these differ; or per_layer
+attention: str = "scores"  # what the first step compares: scores (TinyBERT) or probabilities (Dynamic-TinyBERT)
+attention_distance: str = "mse"  # of probabilities: mse, or cosine over the keys of a query
+attention_ratio: float = 1.0  # what they count for
+state_distance: str = "mse"  # of hidden states, beside probabilities: mse, or cosine over the features
+state_ratio: float = 1.0  # what they count for
+partial_states: bool = False  # of them, compare the embedding's output and the last alone
 teacher_dtype: str = "auto"  # while layers are learned; auto: bfloat16 if fast and changing the loss by less than 0.1 %
 data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
 augmented: str = ""  # what the stage augment made of train: a run's, or a folder; empty: train alone

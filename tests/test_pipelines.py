@@ -210,7 +210,8 @@ def test_the_networks_that_are_compared_are_trained_alike(project):
     assert (more["slow_more"]["model"], more["fast_uniform_more"]["model"]) == ("slow's model", "fast's uniform")
     assert len({step["model"] for step in more.values()}) == 6
     registered = {f"models:/{step['register_as']}@latest" for step in more.values()}
-    assert {step["model"] for step in tuned.values()} == registered and len(registered) == 6
+    assert len(registered) == 6
+    assert {step["model"] for step in tuned.values()} == registered
     assert (tuned["fast_median"]["model"], tuned["fast_median"]["seed"]) == (
         "models:/autotinybert-quick-fast-median@latest",
         7,

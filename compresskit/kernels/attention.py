@@ -58,8 +58,17 @@ class InCache(torch.autograd.Function):
     """Attention by maps of a few sequences at a time; see the module's head."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-        """As `fused`."""
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        dropout: float,
+        queries: Tensor | None = None,
+        received: Tensor | None = None,
+    ) -> Tensor:
+        """As `fused`.  received: where the attention that each token receives is written, see `received_attention`."""
         maps = _maps(query, 2 if dropout else 1)
         generator, seed = _generator(query, dropout)
         context = _like(value)
@@ -67,6 +76,8 @@ class InCache(torch.autograd.Function):
             (q, k, v), m = (_rows(states[part]) for states in (query, key, value)), None if mask is None else mask[part]
             probabilities, *rest = (space[: len(q)] for space in maps)
             _softmax_of_scores(q, k, m, probabilities)
+            if queries is not None and received is not None:
+                received[part] = column_sums(probabilities.unflatten(0, (-1, query.shape[1])), queries[part])
             if generator is not None:
                 probabilities.mul_(rest[0].bernoulli_(1 - dropout, generator=generator))
                 v = v / (1 - dropout)
@@ -102,7 +113,20 @@ class InCache(torch.autograd.Function):
             torch._softmax_backward_data(gradient, probabilities, -1, probabilities.dtype, grad_input=gradient)
             dq[part] = torch.bmm(gradient, k * scale).view(dq[part].shape)
             dk[part] = torch.bmm(gradient.mT, q * scale).view(dk[part].shape)
-        return dq, dk, dv, None, None
+        return dq, dk, dv, None, None, None, None
+
+
+def column_sums(probabilities: Tensor, queries: Tensor) -> Tensor:
+    """What each token receives of all heads and of the queries that count; (B, S), at least in float32.
+
+    probabilities: (B, A, S, S); queries: 1 where one counts, else 0, (B, S).
+    """
+    rows = probabilities.flatten(1, 2)  # (B, A·S, S)
+    if rows.dtype in (torch.float32, torch.float64):
+        weights = queries.to(rows.dtype).repeat(1, probabilities.shape[1])
+        return (weights[:, None] @ rows).squeeze(1)
+    counted = probabilities * queries.to(rows.dtype)[:, None, :, None]
+    return counted.sum((1, 2), dtype=torch.float32)
 
 
 def _softmax_of_scores(q: Tensor, k: Tensor, mask: Tensor | None, out: Tensor) -> None:
@@ -144,40 +168,68 @@ def _generator(query: Tensor, dropout: float, seed: int | None = None) -> tuple[
 
 
 def feature_major(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, batch: int, room: Tensor
-) -> Tensor:
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    mask: Tensor | None,
+    batch: int,
+    room: Tensor,
+    queries: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """softmax(query·keyᵀ/√D + mask)·value of states with a row for each feature. Without gradients.
 
-    query, key, value: (A·D, B·S); mask: additive, (B, 1, 1, S); room: (at least A, S, S), for the maps of one sequence
-    where maps are built.  Returns (A·D, B·S).
+    query, key, value: (A·D, B·S); mask: additive, (B, 1, 1, S); room: at least A·S² numbers, for the maps of one
+    sequence where maps are built; queries: 1 where a query counts for the attention received, else 0, (B, S).  Returns
+    the context, (A·D, B·S), and, where `queries` are given, the attention received, (B, S).
     """
     version = choose(FEATURE_MAJOR, query.device.type)
-    return version(query, key, value, heads, mask, batch, room)
+    return version(query, key, value, heads, mask, batch, room, queries)
 
 
 def by_maps(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, batch: int, room: Tensor
-) -> Tensor:
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    mask: Tensor | None,
+    batch: int,
+    room: Tensor,
+    queries: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """With maps, in `room`: new memory in every layer would cost as much as the products."""
     context = torch.empty_like(value)
-    parts = [states.view(heads, -1, batch, states.shape[1] // batch) for states in (query, key, value, context)]
-    scale, maps = parts[0].shape[1] ** -0.5, room[:heads]
+    seq_len = query.shape[1] // batch
+    parts = [states.view(heads, -1, batch, seq_len) for states in (query, key, value, context)]
+    scale, maps = parts[0].shape[1] ** -0.5, room.flatten()[: heads * seq_len**2].view(heads, seq_len, seq_len)
+    received = None
+    if queries is not None:
+        received = torch.empty_like(queries, dtype=torch.promote_types(query.dtype, torch.float32))
     for i in range(batch):
         q, k, v, out = (states[:, :, i] for states in parts)  # (A, D, S)
         torch.bmm((q * scale).mT, k, out=maps)
         if mask is not None:
             maps += mask[i]
         torch.softmax(maps, -1, out=maps)
+        if queries is not None and received is not None:
+            received[i] = column_sums(maps[None], queries[i : i + 1])[0]
         if batch == 1:
             torch.bmm(v, maps.mT, out=out)
         else:  # out is no block of memory
             out.copy_(torch.bmm(v, maps.mT))
-    return context
+    return context, received
 
 
 def without_maps(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, batch: int, room: Tensor
-) -> Tensor:
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    mask: Tensor | None,
+    batch: int,
+    room: Tensor,
+    queries: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """By numba in float32; where that is missing, or in another dtype, as `by_maps`."""
     if query.dtype == torch.float32:
         try:
@@ -185,8 +237,8 @@ def without_maps(
         except ImportError:  # sparse_linear warns of it
             pass
         else:
-            return numba_attention.feature_major(query, key, value, heads, mask, batch)
-    return by_maps(query, key, value, heads, mask, batch, room)
+            return numba_attention.feature_major(query, key, value, heads, mask, batch, queries)
+    return by_maps(query, key, value, heads, mask, batch, room, queries)
 
 
 FEATURE_MAJOR = {"reference": by_maps, "torch": by_maps, "numba": without_maps}

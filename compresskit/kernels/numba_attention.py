@@ -37,7 +37,15 @@ from compresskit.kernels.numba_vectors import (
 )
 
 
-def feature_major(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None, batch: int) -> Tensor:
+def feature_major(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    mask: Tensor | None,
+    batch: int,
+    queries: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """As `attention.feature_major`, in float32."""
     query, key, value = (states.contiguous() for states in (query, key, value))
     (features, tokens), out = query.shape, torch.empty_like(value)
@@ -46,15 +54,19 @@ def feature_major(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: T
     keys = seq_len + -seq_len % group
     scale = torch.tensor([size**-0.5])
     mask = None if mask is None else F.pad(mask.reshape(batch, seq_len), (0, keys - seq_len)).contiguous()
+    sums = counted = None
+    if queries is not None:  # received by each key of each head, a number for each lane of the queries
+        sums = query.new_zeros(batch, heads, keys, lanes)
+        counted = F.pad(queries.float(), (0, -seq_len % lanes)).contiguous()  # lanes behind the last query count for 0
     places = [states.data_ptr() for states in (query, key, value, out, scale)]
+    places += [0 if part is None else part.data_ptr() for part in (mask, sums, counted)]
     room = 4 * (lanes * (size + keys + group) + keys * size + seq_len * (size + -size % group))
     work = batch * heads
     threads = torch.get_num_threads() if work * size * seq_len**2 >= PARALLEL else 1
     ends = [work * i // threads for i in range(threads + 1)]
     chunks = [(first, last) for first, last in pairwise(ends) if first < last]
-    given = (*places, 0 if mask is None else mask.data_ptr(), heads, size, seq_len, tokens)
-    run(attend(lanes, group), given, room, chunks)
-    return out
+    run(attend(lanes, group), (*places, heads, size, seq_len, tokens), room, chunks)
+    return out, None if sums is None else sums.sum((1, 3))[:, :seq_len]
 
 
 @cache
@@ -63,7 +75,7 @@ def attend(lanes: int, group: int) -> Any:
     size, line = lanes * group, 4 * lanes
 
     @compiled
-    def attention(query, key, value, out, scale, mask, heads, rows, seq_len, tokens, room, first, last):
+    def attention(query, key, value, out, scale, mask, sums, counted, heads, rows, seq_len, tokens, room, first, last):
         keys = (seq_len + group - 1) // group * group
         whole_rows = (rows + group - 1) // group * group
         scores = room + line * rows
@@ -107,6 +119,13 @@ def attend(lanes: int, group: int) -> Any:
                     weight = exp(subtract(load(lanes, scores + line * j), highest))
                     total = add(total, weight)
                     store(scores + line * j, weight)
+                if sums:
+                    whole_tokens = (seq_len + lanes - 1) // lanes * lanes
+                    counts = load(lanes, counted + 4 * (head // heads * whole_tokens + token))
+                    counts = multiply(reciprocal(total), counts)
+                    for j in range(seq_len):
+                        goal = sums + line * (head * keys + j)
+                        store(goal, fma(load(lanes, scores + line * j), counts, load(lanes, goal)))
                 share = repeat(group, reciprocal(total))
                 for d in range(0, whole_rows, group):
                     acc = zeros(size)

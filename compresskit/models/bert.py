@@ -6,10 +6,10 @@ V vocabulary, C classes. Parameter names are those of transformers' BERT, so tha
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,8 @@ from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput, can_return_tuple
 
 from compresskit.kernels import attention
-from compresskit.models import feed_forward, sparse
+from compresskit.kernels.received_attention import received_attention
+from compresskit.models import feed_forward, length_front, lengths, sparse
 from compresskit.models.config import CompactBertConfig
 from compresskit.models.elastic import ElasticLayerNorm, ElasticLinear, check_fits, head_rows, look_up
 
@@ -32,7 +33,9 @@ ORIGINAL_MASK = -10000.0
 class EncoderOutput(ModelOutput):
     """Hidden states: the embedding's output, then each layer's, (B, S, H). Attentions and scores: (B, A, S, S).
 
-    Query and key states: (B, A, S, D) of each layer.
+    Query and key states: (B, A, S, D) of each layer. Where tokens were dropped, hidden states, attentions, scores and
+    states are those of the tokens held, and kept_positions says for each layer which these are after it, (B, n): their
+    positions, those that received the most attention first, and S for a place without a token.
     """
 
     last_hidden_state: Tensor | None = None
@@ -42,15 +45,19 @@ class EncoderOutput(ModelOutput):
     attention_scores: tuple[Tensor | None, ...] | None = None
     query_states: tuple[Tensor | None, ...] | None = None
     key_states: tuple[Tensor | None, ...] | None = None
+    kept_positions: tuple[Tensor, ...] | None = None
 
 
 class Inside(NamedTuple):
-    """What one layer's attention computed. Scores (before the mask) and probabilities only where they were built."""
+    """What one layer's attention computed. Scores (before the mask) and probabilities only where they were built, the
+    attention that each token received, (B, S), where it was asked for.
+    """
 
     queries: Tensor
     keys: Tensor
     scores: Tensor | None
     probabilities: Tensor | None
+    received: Tensor | None
 
 
 class Embeddings(nn.Module):
@@ -116,27 +123,31 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(
-        self, hidden: Tensor, mask: Tensor | None, heads: int, rows: Any, explicit: bool
+        self, hidden: Tensor, mask: Tensor | None, heads: int, rows: Any, explicit: bool, queries: Tensor | None
     ) -> tuple[Tensor, Inside]:
         """hidden: (B, S, H); mask: additive, (B, 1, 1, S); explicit: build scores and probabilities, (B, A, S, S).
 
+        queries: 1 where a query counts for the attention received, else 0, (B, S); None: nobody asks for it.
         Returns the context, (B, S, A·D), and what it was computed from.
         """
         query, key, value = (
             linear(hidden, rows).unflatten(-1, (heads, -1)).transpose(1, 2)
             for linear in (self.query, self.key, self.value)
         )  # (B, A, S, D)
-        scores = probabilities = None
+        scores = probabilities = received = None
+        dropout = self.dropout.p if self.training else 0.0
         if explicit:
             scores = query @ key.mT * query.shape[-1] ** -0.5
             probabilities = (scores if mask is None else scores + mask).softmax(-1)
             context = self.dropout(probabilities) @ value
-        else:
-            dropout = self.dropout.p if self.training else 0.0
+            received = None if queries is None else attention.column_sums(probabilities.detach(), queries)
+        elif queries is None:
             context = attention.fused(query, key, value, mask, dropout)
+        else:
+            context, received = received_attention(query, key, value, mask, queries, dropout)
         # with one row per head it is a view, and torch multiplies that otherwise by a parameter than by a part of one
         context = context.transpose(1, 2).flatten(2).contiguous()
-        return context, Inside(query, key, scores, probabilities)
+        return context, Inside(query, key, scores, probabilities, received)
 
 
 class AddAndNorm(nn.Module):
@@ -211,11 +222,25 @@ class Layer(nn.Module):
         self, hidden: Tensor, mask: Tensor | None, shape: CompactBertConfig, explicit: bool
     ) -> tuple[Tensor, Inside]:
         """hidden: (B, S, H) of the config `shape`.  Returns the states and the inside of the attention."""
+        hidden, inside = self.attend(hidden, mask, shape, explicit)
+        return self.feed(hidden, shape), inside
+
+    def attend(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        shape: CompactBertConfig,
+        explicit: bool,
+        queries: Tensor | None = None,
+    ) -> tuple[Tensor, Inside]:
+        """The attention with its output and norm.  hidden: (B, S, H) of the config `shape`; the rest: `SelfAttention`.
+
+        Returns the states, (B, S, H), and the inside of the attention.
+        """
         rows = head_rows(self.config, shape, self.index)
         heads = shape.per_layer("num_attention_heads")[self.index]
-        context, inside = self.attention.self(hidden, mask, heads, rows, explicit)
-        hidden = self.attention.output(context, hidden, rows)
-        return self.feed(hidden, shape), inside
+        context, inside = self.attention.self(hidden, mask, heads, rows, explicit, queries)
+        return self.attention.output(context, hidden, rows), inside
 
     def feed(self, hidden: Tensor, shape: CompactBertConfig) -> Tensor:
         """What follows the attention.  hidden: (B, S, H) of the config `shape`.  Returns the same shape."""
@@ -237,15 +262,16 @@ class Encoder(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh of a linear map of the first token's state."""
+    """The activation, tanh in BERT, of a linear map of the first token's state."""
 
     def __init__(self, config: CompactBertConfig):
         super().__init__()
         self.dense = ElasticLinear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.pooler_act]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (B, S, H).  Returns (B, H)."""
-        return self.dense(hidden[:, 0], hidden.shape[-1]).tanh()
+        return self.activation(self.dense(hidden[:, 0], hidden.shape[-1]))
 
 
 class CompactBertPreTrainedModel(PreTrainedModel):
@@ -255,6 +281,10 @@ class CompactBertPreTrainedModel(PreTrainedModel):
     config_class = CompactBertConfig
     base_model_prefix = "bert"
     _supports_sdpa = True
+
+    def at(self, *, speedup: float | None = None, max_latency_ms: float | None = None, **conditions: Any) -> Self:
+        """This model, weights shared, with the lengths of its front that are fast enough; see `length_front.at`."""
+        return length_front.at(self, speedup=speedup, max_latency_ms=max_latency_ms, **conditions)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:  # transformers guesses it from the source, and guesses wrong
@@ -293,6 +323,9 @@ class CompactBertModel(CompactBertPreTrainedModel):
         output_attentions: bool | None = None,
         output_attention_scores: bool | Collection[int] = False,
         output_query_key_states: bool | Collection[int] = False,
+        length_config: Sequence[int] | Sequence[float] | None = None,
+        layer_config: Sequence[int] | None = None,
+        padded_queries: bool = False,
         faithful: bool = False,
     ) -> EncoderOutput:
         """input_ids, token_type_ids, attention_mask (1 = real token): (B, S); no mask: all real, no types: all 0.
@@ -302,6 +335,12 @@ class CompactBertModel(CompactBertPreTrainedModel):
         named, counted from 0 (the others' are None); both compute attention explicitly. output_query_key_states asks
         in the same way for what the scores are products of. faithful: as AutoTinyBERT's released pre-training called
         it, with mask and token types in each other's place and masked keys lowered by 10⁴ in the softmax too.
+
+        length_config: how many tokens each layer keeps, in numbers or in shares of each sequence's real tokens; more
+        than there are: all; None: the config's own, which may be none; (): all. Models with a pooler always keep the
+        first token. layer_config: the layers that run, from 0; a layer that is left out drops nothing. Positions of the
+        output are those of the input, whatever was dropped. padded_queries: as the length-adaptive original, count
+        also the attention that padding pays.
         Raises ValueError for a subnet that does not fit and for sequences longer than the position table.
         """
         config = self.config
@@ -322,46 +361,80 @@ class CompactBertModel(CompactBertPreTrainedModel):
         kept_factors = every if output_query_key_states is True else output_query_key_states or ()
         asked = want_attentions or config._attn_implementation == "eager"
         gradients = torch.is_grad_enabled()
-        explicit = asked or not attention.fused_is_faster(
-            input_ids.shape[1],
-            input_ids.device,
-            gradients=gradients,
-            dropout=config.attention_probs_dropout_prob if self.training else 0.0,
-        )
-        if gradients and attention_mask is not None and not explicit:
+        dropout = config.attention_probs_dropout_prob if self.training else 0.0
+
+        def explicit(count: int) -> bool:
+            device = input_ids.device
+            return asked or not attention.fused_is_faster(count, device, gradients=gradients, dropout=dropout)
+
+        if gradients and attention_mask is not None and not explicit(input_ids.shape[1]):
             # torch's fused attention on the CPU has wrong gradients for a row without any real token
-            explicit = not bool(attention_mask.any(-1).all())
+            asked = not bool(attention_mask.any(-1).all())
 
         hidden = self.embeddings(input_ids, token_type_ids, shape.hidden_size)
-        mask = original_mask = None
-        if attention_mask is not None:
+        tokens = self._tokens(shape, input_ids, attention_mask, length_config, padded_queries)
+        if layer_config is not None:
+            lengths.check_layers(layer_config, shape.num_hidden_layers)
+        running = every if layer_config is None else layer_config
+
+        def masks(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+            """What is added in the softmax, and what the originals added."""
+            if attention_mask is None:
+                return None, None
             masked = 1 - attention_mask[:, None, None, :].to(hidden.dtype)
-            original_mask = masked * ORIGINAL_MASK
-            mask = original_mask if faithful else masked * torch.finfo(hidden.dtype).min
+            lowered = masked * ORIGINAL_MASK
+            return lowered if faithful else masked * torch.finfo(hidden.dtype).min, lowered
+
+        mask, original_mask = masks(attention_mask)
 
         # only what is asked for is held: without gradients the rest is free as soon as the next layer has run
         all_hidden, all_attentions, all_scores, all_queries, all_keys = [hidden] if want_hidden else [], [], [], [], []
+        kept_positions: list[Tensor] = []
         plain = not (gradients or self.training or asked or kept or output_query_key_states)
         if config.sparse and plain and hidden.device.type == "cpu":
-            states = list(sparse.run(self.encoder, hidden, mask, shape.per_layer("num_attention_heads")))
-            all_hidden += states
-            hidden = states[-1].contiguous()
+            number_of_heads = shape.per_layer("num_attention_heads")
+            states = sparse.run(
+                self.encoder, hidden, lambda real: masks(real)[0], attention_mask, number_of_heads, running, tokens
+            )
+            for hidden in states:
+                if want_hidden:
+                    all_hidden.append(hidden)
+                if tokens is not None:
+                    kept_positions.append(tokens.positions)
+            hidden = hidden.contiguous() if tokens is None else tokens.restored(hidden)
             return EncoderOutput(
                 last_hidden_state=hidden,
                 pooler_output=None if self.pooler is None else self.pooler(hidden),
                 hidden_states=tuple(all_hidden) if want_hidden else None,
+                kept_positions=None if tokens is None else tuple(kept_positions),
             )
+        layer: Any
         for number, layer in enumerate(self.encoder.layer[: shape.num_hidden_layers]):
-            hidden, inside = layer(hidden, mask, shape, explicit or number in kept)
+            if number not in running:
+                continue
+            built = explicit(hidden.shape[1]) or number in kept
+            queries = tokens.queries(hidden.dtype) if tokens is not None and tokens.drops(number) else None
+            attended, inside = layer.attend(hidden, mask, shape, built, queries)
+            layer_mask = original_mask
+            if tokens is not None and inside.received is not None:
+                staying, leaving = tokens.drop(number, inside.received)
+                tokens.leave(lengths.take(hidden, leaving))
+                attended = lengths.take(attended, staying)
+                mask, original_mask = masks(tokens.real)
+            hidden = layer.feed(attended, shape)
+            if tokens is not None:
+                kept_positions.append(tokens.positions)
             if want_hidden:
                 all_hidden.append(hidden)
             scores = inside.scores if number in kept else None  # (B, A, S, S) per layer: kept only where asked for
-            all_scores.append(scores if scores is None or original_mask is None else scores + original_mask)
+            all_scores.append(scores if scores is None or layer_mask is None else scores + layer_mask)
             if want_attentions:
                 all_attentions.append(inside.probabilities)
             all_queries.append(inside.queries if number in kept_factors else None)
             all_keys.append(inside.keys if number in kept_factors else None)
             del inside, scores
+        if tokens is not None:
+            hidden = tokens.restored(hidden)
         return EncoderOutput(
             last_hidden_state=hidden,
             pooler_output=None if self.pooler is None else self.pooler(hidden),
@@ -370,4 +443,26 @@ class CompactBertModel(CompactBertPreTrainedModel):
             attention_scores=tuple(all_scores) if output_attention_scores else None,
             query_states=tuple(all_queries) if output_query_key_states else None,
             key_states=tuple(all_keys) if output_query_key_states else None,
+            kept_positions=None if tokens is None else tuple(kept_positions),
+        )
+
+    def _tokens(
+        self,
+        shape: CompactBertConfig,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        length_config: Sequence[int] | Sequence[float] | None,
+        padded_queries: bool,
+    ) -> lengths.Tokens | None:
+        """What keeps track of dropped tokens; None where none are to be dropped."""
+        wanted = shape.length_config if length_config is None else length_config
+        if not wanted:
+            return None
+        lengths.check(wanted, shape.num_hidden_layers, self.config.max_position_embeddings)
+        return lengths.Tokens(
+            wanted,
+            None if attention_mask is None else attention_mask.bool(),
+            input_ids,
+            keep_first=self.pooler is not None,
+            padded_queries=padded_queries,
         )

@@ -51,8 +51,34 @@ RENAMED = (  # theirs, ours
     (r"^lm_head\.lm_bias$", "cls.predictions.bias"),
     (r"^lm_head\.lm_decoder\.", "cls.predictions.decoder."),
     (r"\.layernorm\.", ".LayerNorm."),
-    (r"^(bert|electra)\.", ""),  # the prefix is put back where the class has one
+    (r"^(bert|electra|distilbert)\.", ""),  # the prefix is put back where the class has one
 )
+DISTILBERT = (  # DistilBERT's, ours
+    (r"^transformer\.layer\.", "encoder.layer."),
+    (r"\.attention\.q_lin\.", ".attention.self.query."),
+    (r"\.attention\.k_lin\.", ".attention.self.key."),
+    (r"\.attention\.v_lin\.", ".attention.self.value."),
+    (r"\.attention\.out_lin\.", ".attention.output.dense."),
+    (r"\.sa_layer_norm\.", ".attention.output.LayerNorm."),
+    (r"\.ffn\.lin1\.", ".intermediate.dense."),
+    (r"\.ffn\.lin2\.", ".output.dense."),
+    (r"\.output_layer_norm\.", ".output.LayerNorm."),
+    (r"^pre_classifier\.", "pooler.dense."),
+    (r"^vocab_transform\.", "cls.predictions.transform.dense."),
+    (r"^vocab_layer_norm\.", "cls.predictions.transform.LayerNorm."),
+    (r"^vocab_projector\.weight", "cls.predictions.decoder.weight"),
+    (r"^vocab_projector\.bias", "cls.predictions.bias"),
+)
+DISTILBERT_FIELDS = {  # of its config, ours
+    "dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "activation": "hidden_act",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "seq_classif_dropout": "classifier_dropout",
+}
 TRAINING_ONLY = re.compile(r"(^|\.)(fit_dense|fit_denses\.\d+|dense_fit)\.")  # projections to the teacher's width
 TRAINING_FILE = "training_only.safetensors"
 TINYBERT_FIELDS = {"pre_trained", "training"}  # in the config of everything that TinyBERT's code has saved
@@ -82,18 +108,25 @@ class Checkpoint:
 
         A task model of the original TinyBERT or SparseBERT code, known by the projection or the config fields it
         carries, gets its relu behind the pooler, unless its config has a field `pooler_relu` that says otherwise.
-        AutoTinyBERT's releases are BERT's with a field `qkv_size`; without it, it is the hidden_size.
+        AutoTinyBERT's releases are BERT's with a field `qkv_size`; without it, it is the hidden_size. DistilBERT is a
+        BERT whose token types are zero and whose pooler ends in a relu.
         Raises ValueError for a config that is not BERT's.
         """
         fields = dict(config)
         kind = fields.pop("model_type", None) or "bert"  # TinyBERT's releases name none
         if kind == "electra" and fields.pop("embedding_size", None) == fields.get("hidden_size"):
             kind = "bert"  # the same network, without a pooler
-        if kind not in ("bert", CompactBertConfig.model_type):
+        if kind not in ("bert", "distilbert", CompactBertConfig.model_type):
             raise ValueError(
-                f"{source}: model_type {kind!r} is no BERT; expected 'bert' or 'compact_bert', or 'electra' with an "
-                "embedding_size equal to its hidden_size"
+                f"{source}: model_type {kind!r} is no BERT; expected 'bert', 'distilbert' or 'compact_bert', or "
+                "'electra' with an embedding_size equal to its hidden_size"
             )
+        renamed: tuple[tuple[str, str], ...] = RENAMED
+        if kind == "distilbert":
+            fields = {DISTILBERT_FIELDS.get(name, name): value for name, value in fields.items()} | {
+                "pooler_act": "relu"
+            }
+            renamed = (*RENAMED, *DISTILBERT)
         if fields.get("position_embedding_type", "absolute") != "absolute" or fields.get("is_decoder"):
             raise ValueError(f"{source}: only encoders with absolute positions can be loaded")
         weights: dict[str, Tensor] = {}
@@ -101,9 +134,12 @@ class Checkpoint:
         for name, tensor in state_dict.items():
             if BUFFERS.search(name):
                 continue
-            for theirs, ours in RENAMED:
+            for theirs, ours in renamed:
                 name = re.sub(theirs, ours, name)
             (training_only if TRAINING_ONLY.search(name) else weights)[name] = tensor
+        words = weights.get("embeddings.word_embeddings.weight")
+        if kind == "distilbert" and words is not None:
+            weights["embeddings.token_type_embeddings.weight"] = words.new_zeros(2, words.shape[1])
         # transformers hands the fields on to what it fine-tunes, but names a model_type; AutoTinyBERT has a dense_fit
         released = "model_type" not in config and not any(name.startswith("dense_fit") for name in training_only)
         from_tinybert = any(name.startswith("fit_dense") for name in training_only) or (

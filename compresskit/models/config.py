@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from compresskit.models import feed_forward
+from compresskit.models import feed_forward, length_front, lengths
 
 PER_LAYER = ("num_attention_heads", "qkv_size", "intermediate_size")
 
@@ -26,6 +26,7 @@ SHAPE = (
     "type_vocab_size",
     "hidden_act",
     "layer_norm_eps",
+    "pooler_act",
     "pooler_relu",
 )
 
@@ -40,7 +41,11 @@ class CompactBertConfig(PreTrainedConfig):
         feed-forwards the layer has and which part of intermediate_size each is wide; feed_forward_width: what a binary
         operator of a formula does with unequal widths ("min" cuts, "max" pads, "max-faithful" pads as the original).
     embedding: "bert", or "trigram": three neighbouring token vectors of embedding_size, mapped to hidden_size.
+    pooler_act: of the first token's state, behind the pooler's linear map: "tanh", as in BERT, or another activation,
+        such as "relu" in DistilBERT.
     pooler_relu: relu between pooler and classifier, as in the task models of TinyBERT and SparseBERT.
+    length_config: how many tokens each layer keeps where a call does not say it; see models/lengths.py.
+    length_front: the length configs that a search found, and what each costs; see models/length_front.py.
     sparse: the linear layers that are stored by their nonzero weights, by their names in the encoder, each with [rows,
         columns, blocks of values, rows of a block, row pointers]; models/sparse.py makes it.
     tasks: the heads of a multi-task model, by the names of the tasks, each with its number of outputs.
@@ -68,7 +73,10 @@ class CompactBertConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int | None = 0
+    pooler_act: str = "tanh"
     pooler_relu: bool = False
+    length_config: list[int] | list[float] | None = None
+    length_front: dict[str, Any] | None = None
     sparse: dict[str, list[int]] | None = None
     tasks: dict[str, int] | None = None
     tie_word_embeddings: bool = True
@@ -92,8 +100,9 @@ class CompactBertConfig(PreTrainedConfig):
                 isinstance(rate, (int, float)) and 0 <= rate <= 1
             ):
                 raise ValueError(f"{name} is {rate!r}; expected a number from 0 to 1")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act is {self.hidden_act!r}; expected an activation such as 'gelu' or 'relu'")
+        for name in ("hidden_act", "pooler_act"):
+            if getattr(self, name) not in ACT2FN:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected an activation such as 'gelu' or 'relu'")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id {self.pad_token_id} is outside a vocabulary of {self.vocab_size}")
         if self.feed_forward is not None and len(self.feed_forward) != self.num_hidden_layers:
@@ -103,6 +112,10 @@ class CompactBertConfig(PreTrainedConfig):
             self._check_formulas()
         if self.embedding not in ("bert", "trigram"):
             raise ValueError(f"embedding is {self.embedding!r}; expected 'bert' or 'trigram'")
+        if self.length_config is not None:
+            lengths.check(self.length_config, self.num_hidden_layers, self.max_position_embeddings)
+        if self.length_front is not None:
+            length_front.check(self.length_front, self.num_hidden_layers, self.max_position_embeddings)
         trigram, size = self.embedding == "trigram", self.embedding_size
         if trigram and (not isinstance(size, int) or size < 1):
             raise ValueError(f"embedding_size is {size!r}; a trigram embedding needs the width of its token vectors")
@@ -166,10 +179,12 @@ class CompactBertConfig(PreTrainedConfig):
     def changed(self, **changes: Any) -> CompactBertConfig:
         """A copy with other values: a subnet of this network, or the same network with other settings."""
         if "num_hidden_layers" in changes:  # per-layer lists keep their leading layers
-            for name in (*PER_LAYER, "feed_forward"):
+            for name in (*PER_LAYER, "feed_forward", "length_config"):
                 value = getattr(self, name)
                 if name not in changes and isinstance(value, list):
                     changes[name] = value[: changes["num_hidden_layers"]]
+        if not changes.keys().isdisjoint(SHAPE):  # another network has another front
+            changes.setdefault("length_front", None)
         if "hidden_size" in changes and self.qkv_size is None:  # a width never follows the hidden size unasked
             changes.setdefault("qkv_size", self.per_layer("qkv_size")[0])
         fields = {name: value for name, value in self.to_dict().items() if name != "model_type"}

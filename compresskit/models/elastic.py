@@ -164,8 +164,9 @@ def keep_layers(model: Model, layers: Sequence[int]) -> Model:
         count = config.num_hidden_layers
         raise ValueError(f"layers {list(layers)} of a model of {count} layers; each is from 1 to {count}")
     chosen = [layer - 1 for layer in layers]
-    widths = {name: [getattr(config, name)[i] for i in chosen]
-              for name in (*PER_LAYER, "feed_forward") if isinstance(getattr(config, name), list)}  # fmt: skip
+    widths: dict[str, list] = {name: [getattr(config, name)[i] for i in chosen]
+                               for name in (*PER_LAYER, "feed_forward", "length_config")
+                               if isinstance(getattr(config, name), list)}  # fmt: skip
     return extract(model, config.changed(num_hidden_layers=len(chosen), **widths), chosen)
 
 

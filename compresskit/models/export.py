@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -25,7 +26,14 @@ def bert_config(config: CompactBertConfig) -> BertConfig:
             f"plain BERT needs qkv_size equal to hidden_size {config.hidden_size}, this model has "
             f"{plain['qkv_size'][0]}; save it as it is"
         )
-    for name, expected in (("feed_forward", None), ("embedding", "bert"), ("pooler_relu", False)):
+    bert = {
+        "feed_forward": None,
+        "embedding": "bert",
+        "pooler_act": "tanh",
+        "pooler_relu": False,
+        "length_config": None,
+    }
+    for name, expected in bert.items():
         if getattr(config, name) != expected:
             raise ValueError(f"plain BERT has no {name} {getattr(config, name)!r}; save the model as it is")
     shared = BertConfig.__dataclass_fields__.keys() & CompactBertConfig.__dataclass_fields__.keys()
@@ -44,15 +52,22 @@ def to_bert(model: CompactBertPreTrainedModel) -> PreTrainedModel:
     return twin.train(model.training)
 
 
-def to_onnx(model: CompactBertPreTrainedModel, path: Path) -> None:
-    """Write an ONNX graph with dynamic batch and length.
+def to_onnx(model: CompactBertPreTrainedModel, path: Path, seq_len: int | None = None) -> None:
+    """Write an ONNX graph with dynamic batch and length; one that drops tokens (`length_config`) has a fixed length.
 
     Inputs input_ids, attention_mask and token_type_ids, int64 (batch, sequence); outputs are the model's, by name:
-    logits, start_logits and end_logits, last_hidden_state, … Needs the extra `export`.
+    logits, start_logits and end_logits, last_hidden_state, … seq_len: to which inputs of a graph that drops tokens have
+    to be padded; None: that of the model's front. Needs the extra `export`. Raises ValueError where seq_len is missing,
+    and for lengths in shares, which depend on each input's own length.
     """
     names = ["input_ids", "attention_mask", "token_type_ids"]
-    example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in names)
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
+    dynamic: dict[int, Any] = {0: batch, 1: sequence}
+    example_length = 8
+    if model.config.length_config:
+        example_length = fixed_length(model.config, seq_len)
+        dynamic = {0: batch}
+    example = tuple(torch.ones(2, example_length, dtype=torch.long) for _ in names)
     model = copy.deepcopy(model).cpu().eval()
     with torch.no_grad():
         outputs = [name for name, value in model(*example).items() if isinstance(value, torch.Tensor)]
@@ -61,7 +76,7 @@ def to_onnx(model: CompactBertPreTrainedModel, path: Path) -> None:
             example,
             input_names=names,
             output_names=outputs,
-            dynamic_shapes={"inputs": tuple({0: batch, 1: sequence} for _ in names)},
+            dynamic_shapes={"inputs": tuple(dynamic for _ in names)},
             dynamo=True,
             verbose=False,
         )
@@ -72,6 +87,26 @@ def to_onnx(model: CompactBertPreTrainedModel, path: Path) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def fixed_length(config: CompactBertConfig, seq_len: int | None) -> int:
+    """The length of inputs to a graph that drops tokens; ValueError where it cannot be told."""
+    if any(isinstance(length, float) for length in config.length_config or ()):
+        raise ValueError(
+            f"length_config {config.length_config} is in shares of each input's own length, which a graph cannot "
+            "follow; give whole numbers of tokens"
+        )
+    seq_len = seq_len or (config.length_front or {}).get("seq_len")
+    if not seq_len:
+        raise ValueError("a graph that drops tokens takes inputs of one length; give seq_len")
+    return seq_len
+
+
+def to_openvino(graph: Path, path: Path) -> None:
+    """Write an ONNX graph as OpenVINO's model, `path` (.xml) with its weights beside it. Needs the extra `export`."""
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(graph), path, compress_to_fp16=False)
 
 
 class _Tuple(torch.nn.Module):  # the exporter wants plain tensors in and out

@@ -45,6 +45,7 @@ class HeadOutput(ModelOutput):
     attention_scores: tuple[Tensor | None, ...] | None = None
     query_states: tuple[Tensor, ...] | None = None
     key_states: tuple[Tensor, ...] | None = None
+    kept_positions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -59,6 +60,7 @@ class PreTrainingOutput(ModelOutput):
     attention_scores: tuple[Tensor | None, ...] | None = None
     query_states: tuple[Tensor, ...] | None = None
     key_states: tuple[Tensor, ...] | None = None
+    kept_positions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -73,6 +75,7 @@ class QuestionAnsweringOutput(ModelOutput):
     attention_scores: tuple[Tensor | None, ...] | None = None
     query_states: tuple[Tensor, ...] | None = None
     key_states: tuple[Tensor, ...] | None = None
+    kept_positions: tuple[Tensor, ...] | None = None
 
 
 class PredictionTransform(nn.Module):
@@ -128,7 +131,7 @@ def labelled_loss(predictions: Predictions, hidden: Tensor, labels: Tensor) -> T
 
 
 def _rest(encoded: EncoderOutput) -> dict[str, Any]:
-    names = ("hidden_states", "attentions", "attention_scores", "query_states", "key_states")
+    names = ("hidden_states", "attentions", "attention_scores", "query_states", "key_states", "kept_positions")
     return {name: encoded.get(name) for name in names}
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from compresskit.kernels.layer_norm import add_and_norm
 from compresskit.kernels.sparse_linear import BLOCKS, SparseWeight, sparse_linear
 from compresskit.models import feed_forward
 from compresskit.models.elastic import ElasticLinear, Rows
+from compresskit.models.lengths import Tokens, flat
 
 logger = logging.getLogger(__name__)
 
@@ -187,30 +188,50 @@ def speedup(weight: Tensor, stored: SparseWeight) -> float:
     return median(samples["dense"]) / median(samples["sparse"])
 
 
-def run(encoder: Any, hidden: Tensor, mask: Tensor | None, heads: list[int]) -> Iterator[Tensor]:
-    """The states after each layer, (B, S, H), computed feature-major. Without gradients.
+def run(
+    encoder: Any,
+    hidden: Tensor,
+    masks: Callable[[Tensor | None], Tensor | None],
+    attention_mask: Tensor | None,
+    heads: list[int],
+    layers: Collection[int],
+    tokens: Tokens | None = None,
+) -> Iterator[Tensor]:
+    """The states after each layer, (B, n, H), of the n tokens that are held, computed feature-major. Without gradients.
 
-    hidden: (B, S, H); mask: additive, (B, 1, 1, S); heads: of each layer.
+    hidden: (B, S, H); masks: of an attention mask, (B, n), to what is added to scores, (B, 1, 1, n); heads: of each
+    layer; layers: those that run; tokens: keeps track of those that are dropped.
     """
     batch, seq_len, _ = hidden.shape
     x = hidden.flatten(0, 1).T.contiguous()  # (H, T)
-    room = x.new_empty(max(heads), seq_len, seq_len)
-    if mask is not None and not mask.any():  # nothing is masked
-        mask = None
-    for layer, number in zip(encoder.layer, heads, strict=True):
+    room = x.new_empty(max(heads) * seq_len**2)
+    if attention_mask is not None and attention_mask.all():  # nothing is masked
+        attention_mask = None
+    mask = masks(attention_mask)
+    for number, (layer, own_heads) in enumerate(zip(encoder.layer, heads, strict=True)):
+        if number not in layers:
+            continue
         inner, out = layer.attention.self, layer.attention.output
+        queries = tokens.queries(x.dtype) if tokens is not None and tokens.drops(number) else None
         query, key, value = (_linear(linear, x) for linear in (inner.query, inner.key, inner.value))  # (A·D, T)
-        context = attention.feature_major(query, key, value, number, mask, batch, room)
+        context, received = attention.feature_major(query, key, value, own_heads, mask, batch, room, queries)
+        before = x
         x = add_and_norm(_linear(out.dense, context), x, out.LayerNorm.weight, out.LayerNorm.bias, out.LayerNorm.eps)
+        if tokens is not None and received is not None:
+            staying, leaving = tokens.drop(number, received)
+            held = received.shape[1]
+            tokens.leave(before.index_select(1, flat(leaving, held)).T.unflatten(0, leaving.shape))
+            x = x.index_select(1, flat(staying, held))
+            mask = masks(tokens.real)
         if layer.config.feed_forward is not None:
             x = _formula(layer, x)
-            yield x.T.unflatten(0, (batch, seq_len))
+            yield x.T.unflatten(0, (batch, -1))
             continue
         wide, end = layer.intermediate, layer.output
         fused = isinstance(wide.dense, SparseLinear) and layer.config.hidden_act == "gelu"
         middle = _linear(wide.dense, x, gelu=True) if fused else wide.activation(_linear(wide.dense, x))
         x = add_and_norm(_linear(end.dense, middle), x, end.LayerNorm.weight, end.LayerNorm.bias, end.LayerNorm.eps)
-        yield x.T.unflatten(0, (batch, seq_len))
+        yield x.T.unflatten(0, (batch, -1))
 
 
 def _formula(layer: Any, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from compresskit.data.glue import GlueTask
 from compresskit.models import CompactBertForSequenceClassification, checkpoints
+from compresskit.stages import length_choice
 from compresskit.stages.inputs import tokenizer_for
 from compresskit.stages.session import model_folder, on_device
 
@@ -43,8 +44,8 @@ def open_classifier(
             )
         for name in ("classifier.weight", "classifier.bias"):
             found.weights[name] = found.weights[name][order or range(task.num_labels)]
-    model = found.model(CompactBertForSequenceClassification, **settings)
-    return on_device(model), tokenizer_for(folder, model.config.vocab_size)
+    model = on_device(found.model(CompactBertForSequenceClassification, **settings))
+    return length_choice.chosen(model, source), tokenizer_for(folder, model.config.vocab_size)
 
 
 def _names(id2label: Any, source: str) -> list[str]:

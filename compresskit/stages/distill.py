@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import Field
@@ -19,7 +21,8 @@ from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
 from compresskit.stages.session import Precision, Session, autocast_dtype, model_folder, on_device, steps
 from compresskit.stages.tasks import TaskData, TaskModel, task_data, task_named
-from compresskit.training import distill
+from compresskit.training import distill, distill_probabilities
+from compresskit.training.distill_probabilities import Distance
 from compresskit.training.loop import Losses, fit
 from compresskit.training.teacher import TeacherLogits, model_digest
 
@@ -37,11 +40,15 @@ class DistillParams(Params):
     teacher_labels: list[str] = []  # names of the teacher's outputs in its order, where its config has none
     student: str = ""  # the student's start; empty: layers of the teacher
     student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
-    architecture: str = (
-        ""  # published, or a model's or a search's, which the student is cut to; empty: the student's own
-    )
+    architecture: str = ""  # published, a model's or a search's, which the student is cut to; empty: its own
     layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
     projection: Literal["shared", "per_layer"] = "shared"  # from student to teacher width, where these differ
+    attention: Literal["scores", "probabilities"] = "scores"  # in the first step; probabilities: Dynamic-TinyBERT
+    attention_distance: Distance = "mse"  # of probabilities: mse, or cosine over the keys of a query
+    attention_ratio: float = Field(1.0, ge=0)  # what they count for
+    state_distance: Distance = "mse"  # of hidden states, beside probabilities: mse, or cosine over the features
+    state_ratio: float = Field(1.0, ge=0)  # what they count for
+    partial_states: bool = False  # of them, compare the embedding's output and the last alone
     teacher_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # in the first step; auto: bfloat16 if it is fast
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
     augmented: str = ""  # what the stage augment made of train: a run's, or a folder; empty: train alone
@@ -135,11 +142,12 @@ class Distill:
         remembered = self.remembered()
         batches = self.batches(with_index=remembered is not None)
         num_steps = steps(params.prediction_epochs, len(batches), params.max_steps)
-        known = {} if remembered is None else {"teacher_logits": remembered}
+        known: dict[str, Any] = {} if remembered is None else {"teacher_logits": remembered}
+        options: dict[str, Any] = known if task.answers_per_row else {"padded": params.faithful}
         fit(
             self.student,
             batches,
-            task.prediction(self.student, self.teacher, params.temperature, **known),
+            task.prediction(self.student, self.teacher, params.temperature, **options),
             *distilling.optimizer(params, [self.student], params.prediction_learning_rate, num_steps, "warmup_linear"),
             num_steps,
             label="distill: prediction",
@@ -257,7 +265,27 @@ def open(params: DistillParams) -> Distill:
     if params.faithful and isinstance(student, CompactBertForSequenceClassification):
         student.dropout.p = 0.0  # TinyBERT's code has this dropout and never applies it
     learned = params.intermediate_epochs or params.joint_epochs
-    layers = distilling.Layers.of(params, teacher, student, released) if learned else None
+    layers = distilling.Layers.of(params, teacher, student, released, compared=compared(params)) if learned else None
     data = task_data(task, params, tokenizer, batch_size=params.batch_size, augmented=params.augmented)
     session.run.input(params.task, data.source, data.train)
     return Distill(params, session, data, teacher, student, layers, released)
+
+
+def compared(params: DistillParams) -> Callable[..., Losses]:
+    """What the first step compares. Raises ValueError for distances and ratios that attention scores do not have."""
+    measures = distill_probabilities.Measures(
+        states=params.state_distance,
+        attention=params.attention_distance,
+        state_ratio=params.state_ratio,
+        attention_ratio=params.attention_ratio,
+        partial_states=params.partial_states,
+    )
+    if params.attention == "probabilities":
+        if not params.state_ratio and not params.attention_ratio:
+            raise ValueError("state_ratio and attention_ratio are both 0; set one of them above 0")
+        return partial(distill_probabilities.intermediate, measures=measures)
+    if measures != distill_probabilities.Measures():
+        raise ValueError(
+            "distances, ratios and partial_states need attention: probabilities; set it, or leave them out"
+        )
+    return distill.intermediate

@@ -65,6 +65,7 @@ class Layers:
     mapping: list[int]
     project: nn.Module | None
     network: distill.Network = distill.whole  # inside the student, that learns at a step
+    compared: Callable[..., Losses] = distill.intermediate  # by what the layers are: as distill.intermediate is called
 
     @classmethod
     def of(
@@ -74,6 +75,7 @@ class Layers:
         student: PreTrainedModel,
         released: Mapping[str, Tensor],
         network: distill.Network = distill.whole,
+        compared: Callable[..., Losses] = distill.intermediate,
     ) -> Layers:
         """The pair, checked; released: projections that came with the student, see `distill.projection`."""
         mapping = layer_mapping(params, student.config, teacher.config)
@@ -85,7 +87,8 @@ class Layers:
             always=params.faithful,
             released=released,
         )
-        return cls(params, teacher, student, mapping, None if project is None else project.to(DEVICE), network)
+        projected = None if project is None else project.to(DEVICE)
+        return cls(params, teacher, student, mapping, projected, network, compared)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -100,7 +103,8 @@ class Layers:
     def losses(self, teacher: PreTrainedModel | None = None, network: distill.Network = distill.whole) -> Losses:
         """What is minimised; `teacher`: another form of it, such as one in bfloat16."""
         asked = self.teacher if teacher is None else teacher
-        return distill.intermediate(self.student, asked, self.mapping, self.project, self.params.faithful, network)
+        padded = self.params.faithful
+        return self.compared(self.student, asked, self.mapping, self.project, padded=padded, network=network)
 
     def learn(
         self,

@@ -18,6 +18,7 @@ from compresskit.evaluation import figures, latency, sparsity
 from compresskit.evaluation.flops import flops
 from compresskit.evaluation.scores import Score
 from compresskit.models import checkpoints, sparse
+from compresskit.stages import length_choice
 from compresskit.stages.inputs import board
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder
@@ -31,7 +32,8 @@ class EvaluateParams(Params):
     """Parameters of the stage `evaluate`."""
 
     task: str = "sst2"
-    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # <system>-<variant>; empty: left out
+    # <system>-<variant>; empty: left out; with a front of lengths also …/model?lengths=2x, see stages/length_choice.py
+    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}
     baseline: str = ""  # the model that speed-ups refer to; empty: the first
     data_dir: str = "bundled"  # a folder or hub id; "bundled"; empty: $COMPRESSKIT_DATA
     max_seq_len: int = Field(128, ge=8)
@@ -134,7 +136,7 @@ class Evaluate:
                 seed=self.params.seed,
                 measured=row,
                 params=shape(model, self.params),
-                source=self.params.models[name],
+                source=length_choice.split(self.params.models[name])[0],
                 folder=Path(model_folder(self.params.models[name])),
                 evaluated_by=self.session.run.run_id,
                 data_digest=tracking.digest(self.data[name].dev),
@@ -211,6 +213,7 @@ def shape(model: TaskModel, params: EvaluateParams) -> dict[str, Any]:
         "batch": params.latency_batch_size,
         "seq": params.latency_seq_len,
         "threads": params.latency_threads,
+        **({"lengths": config.length_config} if config.length_config else {}),
     }
 
 

@@ -88,6 +88,7 @@ def finish_task_model(
     training_only: Mapping[str, Tensor] | None = None,
 ) -> pd.DataFrame:
     """The end of every stage that trains a task model. training_only: see `checkpoints.save`."""
+    model.config.length_front = None  # of the weights from before
     score = data.score(model, select_on)
     result = {
         "task": data.task.name,

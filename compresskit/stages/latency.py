@@ -15,6 +15,7 @@ from compresskit import tracking
 from compresskit.evaluation import engines, figures, latency
 from compresskit.evaluation.engines import Engine
 from compresskit.models import CompactBertModel, checkpoints, export, sparse
+from compresskit.stages import length_choice
 from compresskit.stages.params import Params
 from compresskit.stages.session import Session, model_folder, on_device
 
@@ -22,7 +23,7 @@ from compresskit.stages.session import Session, model_folder, on_device
 class LatencyParams(Params):
     """Parameters of the stage `latency`."""
 
-    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # source by <system>-<variant>
+    models: dict[str, str] = {"baseline-teacher": "models:/demo-teacher@latest"}  # by <system>-<variant>; ?lengths=2x
     engines: list[Engine] = ["torch"]  # see evaluation/engines.py; all but torch's need the extra `export`
     batch_sizes: list[int] = [1, 8]
     seq_lens: list[int] = [32, 128]
@@ -52,9 +53,9 @@ class LatencyStage:
         """Time the encoders by turns, for each combination of batch size, length and threads."""
         params = self.params
         vocab_size = min(model.config.vocab_size for model in self.models.values())
-        graphs, forms = self._graphs(), self._forms()
+        forms = self._forms()
         for threads, batch_size, seq_len in product(params.threads, params.batch_sizes, params.seq_lens):
-            batch = latency.random_batch(vocab_size, batch_size, seq_len, params.seed)
+            batch, graphs = latency.random_batch(vocab_size, batch_size, seq_len, params.seed), self._graphs(seq_len)
             self.results += latency.measure(
                 {
                     name: engines.prepare(engine, forms[name], graphs.get(model), batch, threads)
@@ -76,14 +77,19 @@ class LatencyStage:
             for name, (model, engine) in self.contestants().items()
         }
 
-    def _graphs(self) -> dict[str, Path]:
-        """An ONNX file of each model, where an engine needs it; in the work folder, so that a stopped run finds it."""
+    def _graphs(self, seq_len: int) -> dict[str, Path]:
+        """An ONNX file of each model, where an engine needs it; in the work folder, so that a stopped run finds it.
+
+        One that drops tokens takes inputs of one length only, so it has a file for each.
+        """
         if not any(map(engines.uses_onnx, self.params.engines)):
             return {}
-        graphs = {name: self.session.folder / f"{name}.onnx" for name in self.models}
-        for name, path in graphs.items():
-            if not path.exists():
-                export.to_onnx(sparse.to_dense(self.models[name]), path)
+        graphs = {}
+        for name, model in self.models.items():
+            fixed = f"-{seq_len}" if model.config.length_config else ""
+            graphs[name] = self.session.folder / f"{name}{fixed}.onnx"
+            if not graphs[name].exists():
+                export.to_onnx(sparse.to_dense(model), graphs[name], seq_len)
         return graphs
 
     def bars(self, batch_size: int, seq_len: int, threads: int) -> Figure:
@@ -119,7 +125,7 @@ def open(params: LatencyParams) -> LatencyStage:
         engines.check_installed(engine)
     session = Session("latency", params, experiment="latency", name="latency", seed=params.seed)
     models = {
-        name: on_device(checkpoints.load(CompactBertModel, model_folder(source)))
+        name: length_choice.chosen(on_device(checkpoints.load(CompactBertModel, model_folder(source))), source)
         for name, source in params.models.items()
     }
     return LatencyStage(params, session, models, [])

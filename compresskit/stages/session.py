@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from compresskit import tracking
 from compresskit.kernels.float32 import choose_float32_matmul
 from compresskit.models import checkpoints
+from compresskit.stages import length_choice
 from compresskit.stages.params import Params, stage_module
 from compresskit.training import distributed
 from compresskit.training.state import TrainingState
@@ -83,13 +84,16 @@ class Session:
         card: Mapping[str, Any],
         register: str | None = None,
         training_only: Mapping[str, Tensor] | None = None,
+        beside: Sequence[Path] = (),
     ) -> str:
         """Save model, tokenizer and `card` (typed results as JSON beside the model); returns the run's model URI.
 
-        training_only: see `checkpoints.save`.
+        training_only: see `checkpoints.save`. beside: more files for the model's folder.
         """
         folder = self.folder / "model"
         checkpoints.save(model, folder, tokenizer, training_only)
+        for file in beside:
+            shutil.copy(file, folder)
         return self.run.model(folder, card=dict(card), register=register)
 
     def finish(self, result: Mapping[str, Any]) -> pd.DataFrame:
@@ -127,8 +131,11 @@ def steps(num_train_epochs: float, batches_per_epoch: int, max_steps: int) -> in
 
 
 def model_folder(source: str) -> str | Path:
-    """What a stage's `model` names, as something that loads: runs:/…/model, models:/name@alias, a folder, a hub id."""
-    return tracking.resolve(source)
+    """What a stage's `model` names, as something that loads: runs:/…/model, models:/name@alias, a folder, a hub id.
+
+    What may stand behind it, ?lengths=…, is read by stages/length_choice.py.
+    """
+    return tracking.resolve(length_choice.split(source)[0])
 
 
 def autocast_dtype(precision: Precision) -> torch.dtype | None:

@@ -18,6 +18,7 @@ from compresskit.evaluation import glue as label_scores
 from compresskit.evaluation import squad as span_scores
 from compresskit.evaluation.scores import Score
 from compresskit.models import CompactBertForQuestionAnswering, CompactBertForSequenceClassification, checkpoints
+from compresskit.stages import length_choice
 from compresskit.stages.classifiers import open_classifier
 from compresskit.stages.inputs import data_folder, glue_source, tokenizer_for
 from compresskit.stages.session import model_folder, on_device
@@ -139,8 +140,8 @@ class SpanTask:
         found = checkpoints.read(folder).for_task(self.name)
         if trained and "qa_outputs.weight" not in found.weights:
             raise ValueError(f"{source} has no head for questions; fine-tune it on {self.name} first")
-        model = found.model(CompactBertForQuestionAnswering, num_labels=2)
-        return on_device(model), tokenizer_for(folder, model.config.vocab_size)
+        model = on_device(found.model(CompactBertForQuestionAnswering, num_labels=2))
+        return length_choice.chosen(model, source), tokenizer_for(folder, model.config.vocab_size)
 
     def source(self, data_dir: str) -> Path:
         """The folder with the official files: `data_dir` or its folder `squad`."""

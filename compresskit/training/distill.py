@@ -110,6 +110,15 @@ def check_heads(student: Any, teacher: Any, mapping: Sequence[int]) -> None:
             )
 
 
+def check_widths(student: Any, teacher: Any, project: nn.Module | None) -> None:
+    """Raise ValueError where states of two widths would be compared without a projection. Both are configs."""
+    if project is None and student.hidden_size != teacher.hidden_size:
+        raise ValueError(
+            f"hidden_size is {student.hidden_size} in the student and {teacher.hidden_size} in the teacher; a "
+            "projection is needed between them"
+        )
+
+
 def inputs(batch: Batch) -> Batch:
     """The batch without its labels."""
     return {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
@@ -175,11 +184,7 @@ def check_pair(
     """Raise ValueError where the mapping, the heads or, without `project`, the widths do not go together."""
     check_mapping(mapping, student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     check_heads(student.config, teacher.config, mapping)
-    if project is None and student.config.hidden_size != teacher.config.hidden_size:
-        raise ValueError(
-            f"hidden_size is {student.config.hidden_size} in the student and {teacher.config.hidden_size} in the "
-            "teacher; a projection is needed between them"
-        )
+    check_widths(student.config, teacher.config, project)
 
 
 def intermediate(

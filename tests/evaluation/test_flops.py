@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,13 +13,14 @@ from transformers import (
     BertModel,
 )
 
-from compresskit.evaluation.flops import flops
+from compresskit.evaluation.flops import flops, macs
 from compresskit.models import (
     CompactBertConfig,
     CompactBertForMaskedLM,
     CompactBertForQuestionAnswering,
     CompactBertForSequenceClassification,
     CompactBertModel,
+    lengths,
 )
 
 BERT = {
@@ -124,3 +127,19 @@ def test_what_no_formula_covers_is_refused(change, head, seq_len, message):
         setattr(config, name, value)
     with pytest.raises(ValueError, match=message):
         flops(config, seq_len, head)
+
+
+@pytest.mark.parametrize("length_config", [[20, 11, 11, 2], [0.9, 0.5, 0.3, 0.3], [24] * 4])
+@pytest.mark.parametrize("head", ["question_answering", "sequence_classification"])
+def test_dropped_tokens_are_not_counted(head, length_config):
+    config = CompactBertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=20, qkv_size=8,
+        max_position_embeddings=64, length_config=length_config,
+    )  # fmt: skip
+    kept = lengths.tokens_kept(length_config, 24)
+    held = [before for before, after in itertools.pairwise([24, *kept]) if after < before]
+    sums = sum(2 * 2 * n**2 for n in held)  # of the columns of 2 heads' maps: products to the counter, none to us
+    assert flops(config, 24, head) == counted(COMPACT[head], config, 24) - sums
+    plain = config.changed(length_config=None)
+    assert flops(plain, 24, head, length_config) == flops(config, 24, head)
+    assert macs(plain, 24, head, length_config) == macs(config, 24, head) <= macs(plain, 24, head)

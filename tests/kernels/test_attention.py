@@ -150,14 +150,14 @@ def test_feature_major_states_attend_as_row_major_ones_do(version, heads, rows, 
     mask[0, ..., seq_len // 2 + 1 :] = torch.finfo(torch.float32).min
     mask[1:2] = torch.finfo(torch.float32).min  # no token at all: every one counts as much
     mask = mask if masked else None
-    found = attention.feature_major(*states, heads, mask, batch, torch.full((heads, seq_len, seq_len), torch.nan))
+    found, _ = attention.feature_major(*states, heads, mask, batch, torch.full((heads, seq_len, seq_len), torch.nan))
     torch.testing.assert_close(found.double(), in_float64(states, heads, mask, batch), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_feature_major_attention_keeps_other_dtypes(version, dtype):
     states = turned(2, 8, 9, 2, dtype)
-    found = attention.feature_major(*states, 2, None, 2, torch.empty(2, 9, 9, dtype=dtype))
+    found, _ = attention.feature_major(*states, 2, None, 2, torch.empty(2, 9, 9, dtype=dtype))
     assert found.dtype == dtype
     tolerance = 1e-12 if dtype == torch.float64 else 0.1
     torch.testing.assert_close(found.double(), in_float64(states, 2, None, 2), rtol=0, atol=tolerance)
@@ -172,7 +172,7 @@ def test_heads_are_shared_out_to_threads_with_the_same_numbers(version, monkeypa
     try:
         for number in (1, 2, 8):
             torch.set_num_threads(number)
-            found.append(attention.feature_major(*states, 5, None, 1, room))
+            found.append(attention.feature_major(*states, 5, None, 1, room)[0])
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -182,5 +182,5 @@ def test_heads_are_shared_out_to_threads_with_the_same_numbers(version, monkeypa
 def test_what_is_not_a_number_stays_with_its_query(version):
     states = turned(1, 8, 40, 1)
     states[0][3, 17] = torch.nan
-    found = attention.feature_major(*states, 1, None, 1, torch.empty(1, 40, 40))
+    found, _ = attention.feature_major(*states, 1, None, 1, torch.empty(1, 40, 40))
     assert found.isnan().any(0).nonzero().flatten().tolist() == [17]

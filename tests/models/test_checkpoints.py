@@ -431,7 +431,7 @@ BAD = {
     "labels as a list": (with_config(id2label=["a", "b"]), ValueError, "config cannot be used"),
     "narrow electra": (with_config(model_type="electra", embedding_size=12), ValueError,
                        "model_type 'electra' is no BERT; expected .* an embedding_size equal to its hidden_size"),
-    "roberta": (with_config(model_type="roberta"), ValueError, "model_type 'roberta' is no BERT; expected 'bert' or"),
+    "roberta": (with_config(model_type="roberta"), ValueError, "model_type 'roberta' is no BERT; expected 'bert', '"),
     "relative positions": (with_config(position_embedding_type="relative_key"), ValueError, "with absolute positions"),
     "decoder": (with_config(is_decoder=True), ValueError, "only encoders with absolute positions can be loaded"),
 }  # fmt: skip

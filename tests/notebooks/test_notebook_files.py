@@ -33,9 +33,11 @@ def test_every_stage_has_a_notebook_a_smoke_file_and_a_place_in_the_smoke_pipeli
         "formula_search",
         "distill",
         "prune",
+        "lengthdrop",
         "sparsity_report",
         "latency",
         "latency_predictor",
+        "length_search",
         "explore",
     }
     assert {path.stem for path in NOTEBOOKS} == set(stage_names()) == stages

@@ -81,7 +81,7 @@ def test_every_stage_finished_below_the_pipelines_run_and_kept_its_notebook(smok
 
 def test_executed_notebooks_show_tables_and_figures_and_no_error(smoke):
     wanted = {"evaluate": 1, "search": 1, "formula_search": 4, "latency": 2, "sparsity_report": 1, "distill": 2,
-              "explore": 2, "general_distill": 1, "multitask": 1}  # fmt: skip
+              "explore": 2, "general_distill": 1, "multitask": 1, "length_search": 4}  # fmt: skip
     for run in runs("smoke/sst2-bundled"):
         stage = run.data.tags["stage"]
         if stage == "pipeline":
@@ -95,7 +95,8 @@ def test_executed_notebooks_show_tables_and_figures_and_no_error(smoke):
 
 def test_leaderboard_rows_name_their_run_and_say_what_the_evaluation_measured(smoke):
     rows = tracking.leaderboard_table("sst2-bundled").set_index("name")
-    assert set(rows.index) == {"baseline-teacher-42", "tinybert-student-42", "sparsebert-pruned-42"}
+    assert set(rows.index) == {"baseline-teacher-42", "tinybert-student-42", "sparsebert-pruned-42",
+                               "dynamic_tinybert-within1-42"}  # fmt: skip
     evaluation = next(run for run in runs("smoke/sst2-bundled") if run.data.tags["stage"] == "evaluate")
     measured = pd.read_json(
         tracking.resolve(f"runs:/{evaluation.info.run_id}/tables") / "models.json", orient="split"
@@ -111,13 +112,13 @@ def test_leaderboard_rows_name_their_run_and_say_what_the_evaluation_measured(sm
 
 
 def test_compare_prints_all_rows_and_fails_on_a_bound_that_does_not_hold(smoke, tmp_path):
-    good = compresskit(smoke, "compare", "sst2-bundled", "--at-least", "models=3", "--out", str(tmp_path / "p.png"))
+    good = compresskit(smoke, "compare", "sst2-bundled", "--at-least", "models=4", "--out", str(tmp_path / "p.png"))
     assert good.returncode == 0, good.stderr
-    assert good.stdout.count("-42") >= 3
+    assert good.stdout.count("-42") >= 4
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    bad = compresskit(smoke, "compare", "sst2-bundled", "--at-least", "models=4", "--at-least", "traceable=1")
+    bad = compresskit(smoke, "compare", "sst2-bundled", "--at-least", "models=5", "--at-least", "traceable=1")
     assert bad.returncode == 1
-    assert "models is 3, wanted at least 4" in bad.stderr
+    assert "models is 4, wanted at least 5" in bad.stderr
 
 
 def test_a_registered_model_exports_to_plain_bert_that_needs_no_compresskit(smoke, tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from compresskit.models.feed_forward import ACTIVATIONS, ARITY, BINARY, LINEARS, Formula, parse, plain, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compresskit.models import CompactBertConfig
+from compresskit.models.feed_forward import ACTIVATIONS, ARITY, BINARY, LINEARS, Formula, parse, plain, refusal
 from compresskit.search import formulas
 
 OPERATORS = (*LINEARS, *BINARY, *ACTIVATIONS)
