@@ -60,12 +60,14 @@ CLAIMED = {
         "arch_sampling",
     ),
     "sparsebert": ("schedule", "prune_train", "sparsity_report"),
+    "dynamic_tinybert": ("squad_v",),
 }
 
 # Everything else in a case is a result. Arrays by the first part of their name: inputs, batches, initial weights, and
 # gradients or updates that were handed in.
 GIVEN_ARRAYS = re.compile(
     r"in|batch_\d+|update_\d+|g[wb]_\d+|init|[wb]_init|student_init"
+    r"|start_logits|end_logits"  # of made answers
     r"|(teacher_|super_)?sd|teacher|student|masked_lm|tiny_pretraining|model"
 )
 # JSON by the name of the field, with all that is below it: what ran, on which network, within which tolerance.
@@ -89,6 +91,10 @@ GIVEN_FIELDS_OF_KIND = {
     "arch_perfs": re.compile(r"file"),
     "bertadam": re.compile(r"steps"),
     "adaptive_warmup": re.compile(r"total_steps|warmup_steps|warmup_proportion"),
+    "squad_v": re.compile(
+        r"vocab|dataset|max_seq_length|doc_stride|max_query_length|do_lower_case"
+        r"|n_best_size|max_answer_length|null_score_diff_threshold"
+    ),
     "mask_counts": re.compile(r"len|prob|max_predictions"),
 }
 
