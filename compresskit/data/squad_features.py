@@ -1,7 +1,9 @@
 """SQuAD features: windows over the contexts, the same as the official featuriser's, as flat arrays of many questions.
 
 The official one goes through a context character by character for every question about it. Here a context is cut into
-words and pieces once, by the offsets of `tokenizers`, and the windows of a thousand questions are index arithmetic.
+words once, a word into pieces once wherever it stands (by the offsets of `tokenizers`), and the windows of a thousand
+questions are index arithmetic.
+
 Letters: E questions, N windows, S tokens of a padded window.
 """
 
@@ -11,10 +13,13 @@ import os
 import re
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +32,7 @@ from compresskit.data.squad import SquadExample
 
 SPACES = " \t\r\n\u202f"  # what separates words here; any other white space is part of one
 WORD = re.compile(f"[^{SPACES}]+")
+LINE = 1000  # words that the tokenizer is given at a time
 PART = 1000  # questions at a time: bounds the memory beside the result
 VERSION = 1  # of the columns below and their meaning: part of the key that features are kept by
 FIRST_UNIQUE_ID = 1_000_000_000
@@ -62,12 +68,13 @@ def encode(
             f"max_seq_len {max_seq_len} leaves {room} pieces of context beside a question of max_query_length "
             f"{max_query_length}; doc_stride {doc_stride} must lie between 1 and that"
         )
+    cut = _Cutter(tokenizer)
     parts = []
     for begin in range(0, len(examples), PART):
         part = examples[begin : begin + PART]
-        questions = _pieces([example.question for example in part], tokenizer).cut(max_query_length)
-        parts.append(_windows(part, begin, questions, tokenizer, max_seq_len, doc_stride, training))
-    return Dataset(pa.concat_tables(parts).combine_chunks())
+        parts.append(_windows(part, begin, cut, max_seq_len, doc_stride, max_query_length, training))
+    # a name of its own: the library's would be a digest of all rows, a sixth of the time for nothing
+    return Dataset(pa.concat_tables(parts).combine_chunks(), fingerprint=uuid4().hex)
 
 
 # --- texts as flat arrays
@@ -79,64 +86,55 @@ class _Pieces:
 
     ids: NDArray
     begins: NDArray
-    characters: NDArray | None = None  # where each piece begins in its text
+    words: NDArray  # the word of each piece, counted over all texts; a word may have no piece
+    first_word: NDArray  # of each text, and how many words there are
 
     @property
     def lengths(self) -> NDArray:
+        """Pieces of each text."""
         return np.diff(self.begins)
 
     def of(self, text: int) -> list[int]:
+        """The pieces of one text."""
         return self.ids[self.begins[text] : self.begins[text + 1]].tolist()
 
-    def cut(self, length: int) -> "_Pieces":
-        """At most so many pieces of each text."""
-        kept = np.minimum(self.lengths, length)
-        return _Pieces(self.ids[_ranges(self.begins[:-1], kept)], _begins(kept))
 
+class _Cutter:
+    """Cuts texts into words and pieces. BERT's tokenizer finds pieces word by word; those of a word are remembered."""
 
-def _pieces(texts: list[str], tokenizer: Any, offsets: bool = False) -> _Pieces:
-    found = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_offsets_mapping=offsets,
-        verbose=False,
-    )
-    begins = _begins([len(ids) for ids in found["input_ids"]])
-    ids = np.fromiter((i for text in found["input_ids"] for i in text), np.int32, begins[-1])
-    characters = None
-    if offsets:
-        characters = np.fromiter((begin for text in found["offset_mapping"] for begin, _ in text), np.int64, begins[-1])
-    return _Pieces(ids, begins, characters)
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.numbers: defaultdict[str, int] = defaultdict(count().__next__)  # of the words met so far
+        self.ids, self.begins = np.empty(0, dtype=np.int32), np.zeros(1, dtype=np.int64)  # their pieces
 
+    def __call__(self, texts: Sequence[str]) -> _Pieces:
+        split = [WORD.findall(text) for text in texts]
+        first_word = _begins([len(found) for found in split])
+        number = np.array(list(map(self.numbers.__getitem__, chain.from_iterable(split))), dtype=np.int64)
+        self._learn(list(self.numbers)[len(self.begins) - 1 :])
+        lengths = np.diff(self.begins)[number]
+        ids = self.ids[_ranges(self.begins[number], lengths)]
+        return _Pieces(ids, _begins(lengths)[first_word], np.repeat(np.arange(len(number)), lengths), first_word)
 
-@dataclass(frozen=True)
-class _Contexts:
-    """Contexts in words and pieces. Words are counted over all of them; context c has those from first_word[c] on."""
-
-    pieces: _Pieces
-    piece_words: NDArray  # the word of each piece
-    character_words: NDArray  # that of each character; of a space the word before it
-    first_character: NDArray
-    first_word: NDArray  # (C + 1,)
-
-
-def _contexts(texts: list[str], tokenizer: Any) -> _Contexts:
-    pieces = _pieces(texts, tokenizer, offsets=True)
-    first_character = _begins([len(text) for text in texts])
-    codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype=np.uint32)
-    space = np.isin(codes, [ord(space) for space in SPACES])
-    begins_word = ~space
-    begins_word[1:] &= space[:-1]
-    heads = first_character[:-1][np.diff(first_character) > 0]
-    begins_word[heads] = ~space[heads]
-    count = np.cumsum(begins_word)
-    character_words = count - 1
-    assert pieces.characters is not None
-    piece_words = character_words[np.repeat(first_character[:-1], pieces.lengths) + pieces.characters]
-    first_word = np.concatenate([[0], count])[first_character]
-    return _Contexts(pieces, piece_words, character_words, first_character, first_word)
+    def _learn(self, new: list[str]) -> None:
+        if not new:
+            return
+        lines = [new[begin : begin + LINE] for begin in range(0, len(new), LINE)]
+        found = self.tokenizer(
+            [" ".join(line) for line in lines],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        lengths = []
+        for line, offsets in zip(lines, found["offset_mapping"], strict=True):
+            begins = _begins([len(word) + 1 for word in line])
+            word = np.searchsorted(begins, [begin for begin, _ in offsets], side="right") - 1
+            lengths.append(np.bincount(word, minlength=len(line)))
+        self.ids = np.concatenate([self.ids, *(np.array(ids, dtype=np.int32) for ids in found["input_ids"])])
+        self.begins = np.concatenate([self.begins, self.begins[-1] + np.cumsum(np.concatenate(lengths))])
 
 
 def _begins(lengths: Sequence[int] | NDArray) -> NDArray:
@@ -162,36 +160,36 @@ def flat_lists(features: Dataset, name: str) -> tuple[NDArray, NDArray]:
 def _windows(
     examples: Sequence[SquadExample],
     first_example: int,
-    questions: _Pieces,
-    tokenizer: Any,
+    cut: _Cutter,
     max_seq_len: int,
     doc_stride: int,
+    max_query_length: int,
     training: bool,
 ) -> pa.Table:
     """The windows of a part of the questions; `first_example`: the position of its first one."""
     index = {context: c for c, context in enumerate(dict.fromkeys(example.context for example in examples))}
-    contexts = _contexts(list(index), tokenizer)
-    context = np.array([index[example.context] for example in examples])  # (E,)
-    pieces = contexts.pieces.lengths[context]
-    room = max_seq_len - questions.lengths - 3
+    contexts, questions = cut(list(index)), cut([example.question for example in examples])
+    context = np.array([index[example.context] for example in examples])  # (E,) from here on
+    pieces, asked = contexts.lengths[context], np.minimum(questions.lengths, max_query_length)
+    room = max_seq_len - asked - 3
     number = np.where(pieces > 0, 1 - (np.minimum(room - pieces, 0) // doc_stride), 0)
     if training:
-        first, last, found = _answers(examples, context, contexts, tokenizer)
+        first, last, found = _answers(examples, context, contexts, cut)
         number = np.where(found, number, 0)
 
     e = np.repeat(np.arange(len(examples)), number)  # (N,) from here on
     start = _ranges(np.zeros_like(number), number) * doc_stride
     size = np.minimum(room[e], pieces[e] - start)
-    question, length = questions.lengths[e], questions.lengths[e] + size + 3
+    question, length = asked[e], asked[e] + size + 3
     begins = _begins(length)
     head = begins[:-1]
-    shown = _ranges(contexts.pieces.begins[context[e]] + start, size)  # the context pieces of all windows
+    shown = _ranges(contexts.begins[context[e]] + start, size)  # the context pieces of all windows
 
     ids = np.empty(begins[-1], dtype=np.int32)
-    ids[head] = tokenizer.cls_token_id
-    ids[head + question + 1] = ids[begins[1:] - 1] = tokenizer.sep_token_id
+    ids[head] = cut.tokenizer.cls_token_id
+    ids[head + question + 1] = ids[begins[1:] - 1] = cut.tokenizer.sep_token_id
     ids[_ranges(head + 1, question)] = questions.ids[_ranges(questions.begins[e], question)]
-    ids[_ranges(head + question + 2, size)] = contexts.pieces.ids[shown]
+    ids[_ranges(head + question + 2, size)] = contexts.ids[shown]
     types = np.zeros(begins[-1], dtype=np.int8)
     types[_ranges(head + question + 2, size + 1)] = 1
 
@@ -200,7 +198,7 @@ def _windows(
         inside = (start <= first[e]) & (first[e] <= last[e]) & (last[e] < start + size)
         for name, position in (("start_positions", first), ("end_positions", last)):
             columns[name] = pa.array(np.where(inside, position[e] - start + question + 2, 0))
-    own_words = contexts.piece_words[shown] - np.repeat(contexts.first_word[context[e]], size)
+    own_words = contexts.words[shown] - np.repeat(contexts.first_word[context[e]], size)
     columns |= {
         "example": pa.array(e + first_example),
         "context_start": pa.array(question + 2),
@@ -243,39 +241,33 @@ def _has_most_context(e: NDArray, start: NDArray, size: NDArray) -> NDArray:
 
 
 def _answers(
-    examples: Sequence[SquadExample], context: NDArray, contexts: _Contexts, tokenizer: Any
+    examples: Sequence[SquadExample], context: NDArray, contexts: _Pieces, cut: _Cutter
 ) -> tuple[NDArray, NDArray, NDArray]:
     """Of each question: first and last piece of its first answer, counted in its context (−1, −1 without an answer),
     and whether it is found in the words at its place (true without an answer).
     """
     first, last = np.full((2, len(examples)), -1)
     found = np.ones(len(examples), dtype=bool)
-    asked = np.flatnonzero([bool(example.answers) for example in examples])
-    if not len(asked):
-        return first, last, found
-    texts = [examples[e].answers[0][0] for e in asked]
-    begin = np.array([examples[e].answers[0][1] for e in asked])
-    end = begin + np.array([len(text) for text in texts]) - 1
-    c = context[asked]
-    base, characters = contexts.first_character[c], np.diff(contexts.first_character)[c]
-    known = (begin >= 0) & (begin < characters)
-    word_from, word_to = (
-        contexts.character_words[base + np.clip(position, 0, np.maximum(characters - 1, 0))]
-        for position in (begin, end)
-    )
-    piece_from = np.searchsorted(contexts.piece_words, word_from) - contexts.pieces.begins[c]
-    piece_to = np.searchsorted(contexts.piece_words, word_to, side="right") - 1 - contexts.pieces.begins[c]
-    own = [words(text) for text in dict.fromkeys(examples[e].context for e in asked)]
-    number = {k: i for i, k in enumerate(dict.fromkeys(c.tolist()))}
-    answers = _pieces(texts, tokenizer)
-    for i, e in enumerate(asked):
-        w = contexts.first_word[c[i]]
-        spoken = " ".join(own[number[c[i]]][word_from[i] - w : word_to[i] - w + 1]) if word_from[i] >= w else ""
-        found[e] = known[i] and " ".join(texts[i].split()) in spoken
-        offset = contexts.pieces.begins[c[i]]
-        shown = contexts.pieces.ids[offset + piece_from[i] : offset + piece_to[i] + 1].tolist()
-        skipped, kept = _shrunk(shown, answers.of(i))
-        first[e], last[e] = piece_from[i] + skipped, piece_from[i] + skipped + kept - 1
+    asked = [e for e, example in enumerate(examples) if example.answers]
+    answers = cut([examples[e].answers[0][0] for e in asked])
+    known, begins, shown = "", np.empty(0), [""]
+    for number, e in enumerate(asked):
+        text, begin = examples[e].answers[0]
+        if examples[e].context != known:
+            known = examples[e].context
+            matches = list(WORD.finditer(known))
+            begins, shown = np.array([match.start() for match in matches]), [match.group() for match in matches]
+        end = min(begin + len(text), len(known)) - 1
+        word_from, word_to = (
+            np.searchsorted(begins, [begin, end], side="right") - 1
+        )  # a space belongs to the word before
+        found[e] = word_from >= 0 and " ".join(text.split()) in " ".join(shown[word_from : word_to + 1])
+        c = context[e]
+        low = np.searchsorted(contexts.words, contexts.first_word[c] + word_from)
+        high = np.searchsorted(contexts.words, contexts.first_word[c] + word_to, side="right")
+        skipped, kept = _shrunk(contexts.ids[low:high].tolist(), answers.of(number))
+        first[e] = low - contexts.begins[c] + skipped
+        last[e] = first[e] + kept - 1
     return first, last, found
 
 
@@ -348,33 +340,32 @@ def digest(examples: Sequence[SquadExample], tokenizer: Any, settings: dict[str,
 # --- the official form
 
 
-def official_features(
-    features: Dataset, examples: Sequence[SquadExample], tokenizer: Any, max_seq_len: int
-) -> tuple[list[dict[str, Any]], dict[str, NDArray]]:
-    """The windows as the official featuriser names and counts them: a record each, and padded arrays, (N, S) int64.
-
-    Arrays: input_ids, attention_mask, token_type_ids, p_mask (1 where no answer can be: question, padding and special
-    tokens except [CLS], which says that there is none). Without targets in `features` they are 0 in the records.
+def padded_arrays(features: Dataset, tokenizer: Any, max_seq_len: int) -> dict[str, NDArray]:
+    """The windows as (N, S) int64 arrays: input_ids, attention_mask, token_type_ids, and p_mask: 1 where no answer can
+    be, that is at the question, padding and special tokens except [CLS], which says that there is none.
     """
     begins, ids = flat_lists(features, "input_ids")
-    real = np.arange(max_seq_len) < np.diff(begins)[:, None]
-    arrays = {
-        "input_ids": np.full(real.shape, tokenizer.pad_token_id),
-        "token_type_ids": np.zeros(real.shape, np.int64),
-    }
-    arrays["input_ids"][real] = ids
-    arrays["token_type_ids"][real] = flat_lists(features, "token_type_ids")[1]
-    arrays["attention_mask"] = real.astype(np.int64)
-    context = np.arange(max_seq_len) >= np.array(features["context_start"])[:, None]
-    answerable = real & context & ~np.isin(arrays["input_ids"], tokenizer.all_special_ids)
-    answerable[:, 0] = True
-    arrays["p_mask"] = (~answerable).astype(np.int64)
+    rows, lengths = len(features), np.diff(begins)
+    place = _ranges(np.arange(rows) * max_seq_len, lengths)  # of each token, in an array laid flat
+    names = ("input_ids", "attention_mask", "token_type_ids", "p_mask")
+    fills = (tokenizer.pad_token_id, 0, 0, 1)
+    arrays = {n: np.full(rows * max_seq_len, fill, dtype=np.int64) for n, fill in zip(names, fills, strict=True)}
+    arrays["input_ids"][place] = ids
+    arrays["attention_mask"][place] = 1
+    types = flat_lists(features, "token_type_ids")[1]
+    arrays["token_type_ids"][place] = types
+    arrays["p_mask"][place] = (types == 0) | np.isin(ids, tokenizer.all_special_ids)
+    arrays["p_mask"][::max_seq_len] = 0
+    return {name: array.reshape(rows, max_seq_len) for name, array in arrays.items()}
+
+
+def official_records(features: Dataset, examples: Sequence[SquadExample], tokenizer: Any) -> list[dict[str, Any]]:
+    """The windows as the official featuriser names and counts them, a record each. Without targets these are 0."""
     numbers = {e: i for i, e in enumerate(dict.fromkeys(features["example"]))}  # questions left out are not counted
-    records = [
+    return [
         _record(row, number, numbers[row["example"]], examples[row["example"]], tokenizer)
         for number, row in enumerate(features)
     ]
-    return records, arrays
 
 
 def _record(
