@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tokenizers
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from compresskit.data.squad import SquadExample
@@ -295,7 +293,7 @@ def encode_kept(
 ) -> Dataset:
     """`encode`, or what an earlier call with the same questions, tokenizer and settings left in `folder`.
 
-    A folder of features is named by a digest of all that they follow from, and appears whole or not at all.
+    A file of features is named by a digest of all that they follow from, and appears whole or not at all.
     """
     settings = {
         "max_seq_len": max_seq_len,
@@ -303,20 +301,18 @@ def encode_kept(
         "max_query_length": max_query_length,
         "training": training,
     }
-    place = Path(folder) / digest(examples, tokenizer, settings)
-    if not place.is_dir():
+    place = Path(folder) / f"{digest(examples, tokenizer, settings)}.arrow"
+    if not place.is_file():
+        table = encode(examples, tokenizer, **settings).data.table
         place.parent.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        unfinished = place.with_name(f".{place.stem}.{uuid4().hex}.part")
         try:
-            encode(examples, tokenizer, **settings).save_to_disk(making)
-            making.chmod(0o755)
-            os.replace(making, place)
-        except OSError:
-            if not place.is_dir():  # else another process was faster, with the same content
-                raise
+            with unfinished.open("wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(table)
+            os.replace(unfinished, place)
         finally:
-            shutil.rmtree(making, ignore_errors=True)
-    return load_from_disk(place)
+            unfinished.unlink(missing_ok=True)
+    return Dataset.from_file(str(place))
 
 
 def digest(examples: Sequence[SquadExample], tokenizer: Any, settings: dict[str, Any]) -> str:
