@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, Value
 
-from compresskit.data import glue, squad, vocabulary
+from compresskit.data import glue, squad, squad_features, vocabulary
 from compresskit.data.batching import Batches
 from compresskit.data.glue import PAIR
 from tests.oracle_cases import oracle
@@ -60,7 +60,8 @@ def test_windows_are_those_of_the_original(case, tokenizer_of, tmp_path):
         file = tmp_path / "squad.json"
         file.write_text(json.dumps({"data": [{"title": "", "paragraphs": [paragraph]}]}), encoding="utf-8")
         sizes = (recorded["max_seq_len"], recorded["trunc_stride"], recorded["max_query_len"] - 2)
-        encoded = squad.encode(squad.read(file), tokenizer, *sizes)
+        training = recorded["split"] == "train"  # the original looks for no answer in dev
+        encoded = squad_features.encode(squad.read(file), tokenizer, *sizes, training=training)
         padded = features_of(encoded, recorded["max_seq_len"])
         got = [
             window_of(row, features, recorded, tokenizer, place, encoded["example"][:place].count(row["example"]))
@@ -71,10 +72,8 @@ def test_windows_are_those_of_the_original(case, tokenizer_of, tmp_path):
 
 def window_of(row, features, recorded, tokenizer, place: int, of_question: int) -> dict:
     """A window of ours in the form of the original; its number in all, and among those of its question."""
-    context, begin, pieces = recorded["context"], row["context_start"], len(row["char_starts"])
-    words = [len(context[: start + 1].split()) - 1 for start in row["char_starts"]]  # between blanks
-    asked = recorded["split"] == "train"  # it looks for no answer in dev
-    start, end = (row["start_positions"], row["end_positions"]) if asked else (0, 0)
+    begin, pieces = row["context_start"], len(row["words"])
+    start, end = (row.get(f"{side}_positions", 0) for side in ("start", "end"))
     allowed = np.ones(recorded["max_seq_len"], dtype=int)  # 1: no answer begins here
     allowed[[0, *range(begin, begin + pieces)]] = 0
     return {
@@ -82,12 +81,12 @@ def window_of(row, features, recorded, tokenizer, place: int, of_question: int) 
         "tokens": tokenizer.convert_ids_to_tokens(row["input_ids"]),
         "start_position": start,
         "end_position": end,
-        "is_impossible": asked and start == 0,
+        "is_impossible": recorded["split"] == "train" and start == 0,
         "example_index": row["example"],
         "unique_id": 1_000_000_000 + place,
         "context_len": pieces,
         "context_start_position": of_question * recorded["trunc_stride"],
-        "context_subtok_to_tok_idx": {str(begin + i): word for i, word in enumerate(words)},
+        "context_subtok_to_tok_idx": {str(begin + i): word for i, word in enumerate(row["words"])},
         "is_max_context_token": {str(begin + i): bool(best) for i, best in enumerate(row["max_context"])},
         "cls_index": 0,
         "p_mask": allowed.tolist(),

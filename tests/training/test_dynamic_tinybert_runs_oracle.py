@@ -131,7 +131,7 @@ class Run:
             attention_ratio=args["att_loss_ratio"],
             partial_states=args["partial_reps"],
         )
-        return distill_probabilities.intermediate(self.student, teacher, mapping, self.project, True, measures)
+        return distill_probabilities.intermediate(self.student, teacher, mapping, self.project, True, measures=measures)
 
     def recorded(self, batch: dict[str, Tensor], step: int):
         """The losses, whose numbers are kept."""
