@@ -221,7 +221,7 @@ def test_a_supernet_is_cut_to_a_narrower_network_and_to_a_deeper_one(store, inpu
     assert stage.layers.mapping == [0, 2, 4] if copies == 1 else [0, 1, 2, 3, 4]
     opened = general_distill.open(stage.params)  # before its step
     own = dict(opened.layers.student.named_parameters())
-    name = "encoder.layer.{}.feed_forward.0.ffn.output.dense.weight"
+    name = "encoder.layer.{}.feed_forward.0.output.dense.weight"
     for layer, inner in ((0, 8), (copies, 4)):  # 1/1 and 1/2 of the width
         theirs = given.weights[name.format(layer // copies)]
         torch.testing.assert_close(own[name.format(layer)].cpu(), theirs[:width, :inner])
