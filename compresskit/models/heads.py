@@ -280,10 +280,11 @@ class CompactBertForMultitask(CompactBertPreTrainedModel):
 
     def for_task(self, task: str) -> CompactBertForSequenceClassification:
         """The model of one task; it shares the weights of the encoder and of that task's head."""
-        head = self.classifiers[task]
+        config = self.config.changed(num_labels=dict(self.config.tasks or {})[task], tasks=None)
         with torch.device("meta"):  # nothing is allocated: every part is one of ours
-            model = CompactBertForSequenceClassification(self.config.changed(num_labels=len(head.bias), tasks=None))
-        model.bert, model.dropout, model.classifier = self.bert, self.dropout, head  # type: ignore[assignment]
+            model = CompactBertForSequenceClassification(config)
+        model.bert, model.dropout = self.bert, self.dropout
+        model.classifier = self.classifiers[task]  # type: ignore[assignment]
         return model.train(self.training)
 
 

@@ -137,9 +137,11 @@ class CorpusStage:
         self.counts.clear()
         for part, names in self._parts().items():
             sizes = {name: self.read_counts[name].documents for name in names}
-            found: Documents | Articles = Documents(self.making / "documents" / name for name in names)
+            texts = Documents(self.making / "documents" / name for name in names)
+            found: Documents | Articles = texts
             if self.params.packing == "articles":
-                found = Articles(found, sizes, [source.name for source in self.sources if source.kind == "books"])
+                books = [source.name for source in self.sources if source.kind == "books"]
+                found = Articles(texts, sizes, books)
                 sizes = found.sizes
             for epoch in range(self.params.made_epochs):
                 folder = self.making / part / f"epoch_{epoch}"

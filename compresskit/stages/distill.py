@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from compresskit import tracking
 from compresskit.data.batching import Batches
@@ -170,7 +171,7 @@ class Distill:
         params, batches, task = self.params, self.batches(), self.data.task
         num_steps = steps(params.joint_epochs, len(batches), params.max_steps)
 
-        def losses(teacher: TaskModel) -> Losses:
+        def losses(teacher: PreTrainedModel) -> Losses:
             return distill.together(
                 self.student,
                 teacher,

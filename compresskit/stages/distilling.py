@@ -51,6 +51,7 @@ class LayerParams(TeacherParams, Protocol):
     projection: Literal["shared", "per_layer"]
 
 
+FEED_FORWARD = ("feed_forward", "feed_forward_width", "intermediate_size")  # what an architecture may cut in place
 Student = TypeVar("Student", bound=PreTrainedModel)
 Original = Literal["tinybert", "efficientbert"]  # whose code `faithful` follows
 
@@ -259,7 +260,7 @@ def cut(
     """
     if wanted is None and not sizes_vary:
         return student, distill.whole
-    config = student.config
+    config: CompactBertConfig = student.config  # type: ignore[assignment]
     if wanted is not None:
         same = ("num_hidden_layers", "hidden_size", "num_attention_heads", "embedding")
         unlike = [name for name in same if config.brief(name) != wanted.brief(name)]
@@ -269,7 +270,8 @@ def cut(
                 f"architecture: {name} is {wanted.brief(name)}, the student's {config.brief(name)}; take a student of "
                 "that shape, or cut it to it with the stage general_distill"
             )
-        config = config.changed(feed_forward=wanted.feed_forward, feed_forward_width=wanted.feed_forward_width)
+        fields = ("feed_forward", "feed_forward_width") if sizes_vary else FEED_FORWARD
+        config = config.changed(**{name: getattr(wanted, name) for name in fields})
     network = random_sizes(config, seed) if sizes_vary else distill.whole
     return elastic.extract(student, widest(config) if sizes_vary else config), network
 

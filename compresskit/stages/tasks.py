@@ -45,7 +45,7 @@ class TaskParams(Protocol):
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
     """Where the rows of a task are and how they become tokens: `TaskParams` of a stage that has several tasks."""
 

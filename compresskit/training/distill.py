@@ -137,10 +137,10 @@ def whole(step: int) -> None:
     """No network inside the student: all of it learns at every step."""
 
 
-def taught(teacher: PreTrainedModel, given: Mapping[str, Any]) -> Any:
+def taught(teacher: nn.Module, given: Mapping[str, Any]) -> Any:
     """What the teacher says, without gradients; one whose weights were rounded as a whole computes as it is."""
     kind = given["input_ids"].device.type
-    rounded = teacher.dtype != torch.float32  # autocast wants weights in float32
+    rounded = next(teacher.parameters()).dtype != torch.float32  # autocast wants weights in float32
     with torch.no_grad(), torch.autocast(kind, enabled=torch.is_autocast_enabled(kind) and not rounded):
         return teacher(**given)
 
@@ -163,8 +163,8 @@ def layer_losses(
                 for output in (own, target)
             )
             attention = attention_score_mse(ours, theirs, mapping, mask, padded)
-        states = (_exact(output.hidden_states) for output in (own, target))
-        hidden = hidden_state_mse(*states, mapping, project, None if padded else mask)
+        states, goals = (_exact(output.hidden_states) for output in (own, target))
+        hidden = hidden_state_mse(states, goals, mapping, project, None if padded else mask)
     if padded:
         return attention, hidden
     lengths = mask.sum(-1)

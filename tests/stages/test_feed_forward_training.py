@@ -208,3 +208,21 @@ def test_faithful_chooses_by_the_mean_over_batches_and_starts_with_a_rate_of_zer
     history = stage.train()
     assert history[history["key"] == "train/learning_rate"]["value"].iloc[0] in (0.0, 5e-5)
     assert distilling.max_grad_norm(stage.params, "efficientbert") == 1.0
+
+
+@pytest.mark.parametrize(("copies", "width"), [(1, 8), (2, 8)])
+def test_a_supernet_is_cut_to_a_narrower_network_and_to_a_deeper_one(store, inputs, copies, width):
+    supernet = model_of(pretrained(inputs, architecture=str(inputs / "supernet"), max_steps=1))
+    given = checkpoints.read(tracking.resolve(supernet))
+    formulas = [formula for formula in WINNER for _ in range(copies)]
+    sizes = {"hidden_size": width, "intermediate_size": width, "qkv_size": width, "num_hidden_layers": 2 * copies}
+    checkpoints.save(given.architecture(**sizes, feed_forward=formulas), inputs / f"narrow-{copies}")
+    stage = pretrained(inputs, student=supernet, architecture=str(inputs / f"narrow-{copies}"), max_steps=1)
+    assert stage.layers.mapping == [0, 2, 4] if copies == 1 else [0, 1, 2, 3, 4]
+    opened = general_distill.open(stage.params)  # before its step
+    own = dict(opened.layers.student.named_parameters())
+    name = "encoder.layer.{}.feed_forward.0.output.dense.weight"
+    for layer, inner in ((0, 8), (copies, 4)):  # 1/1 and 1/2 of the width
+        theirs = given.weights[name.format(layer // copies)]
+        torch.testing.assert_close(own[name.format(layer)].cpu(), theirs[:width, :inner])
+    torch.testing.assert_close(opened.layers.project.weight.cpu(), given.training_only["fit_dense.weight"][:, :width])

@@ -255,7 +255,7 @@ class Articles:
         for name, size in sizes.items():
             part = np.arange(first, first + size)
             if name in books:
-                counts = [-(-len(documents[number]) // BOOK_SENTENCES) for number in part]
+                counts = [-(-len(documents[int(number)]) // BOOK_SENTENCES) for number in part]
                 begins = np.concatenate([np.arange(count) * BOOK_SENTENCES for count in counts])
                 spans.append(np.stack([np.repeat(part, counts), begins], 1))
             else:
@@ -268,7 +268,7 @@ class Articles:
         return len(self._spans)
 
     def __getitem__(self, number: int) -> list[list[int]]:
-        document, begin = self._spans[number]
+        document, begin = (int(value) for value in self._spans[number])
         sentences = self._documents[document]
         chosen = range(len(sentences)) if begin == WHOLE else range(begin, min(begin + BOOK_SENTENCES, len(sentences)))
         return [[piece for sentence in chosen for piece in sentences[sentence]]]
