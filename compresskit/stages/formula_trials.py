@@ -159,7 +159,7 @@ class Trained:
         if "data" not in self.given:
             found = scoring_data(self.params, self.tokenizer())
             count = max(self.params.batch_size, int(self.params.train_share * len(found.train)))
-            part = Split(None, found.train.select(range(min(count, len(found.train)))))
+            part = Split(None, found.train.select(range(min(count, len(found.train)))), self.tokenizer())
             self.given["data"] = replace(found, splits={**found.splits, "train": part})
         return self.given["data"]
 
