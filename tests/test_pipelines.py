@@ -484,7 +484,10 @@ def test_efficientberts_searches_run_at_a_few_steps_and_can_be_studied(project, 
     }  # fmt: skip
     out = run(project, "efficientbert-quick.yaml", **tiny)
     assert "[12/12] uniform" in out
-    run(project, "efficientbert-compare.yaml", data_dir=made, max_rows=300, max_steps=2, max_seq_len=32)
+    experiments = [e.experiment_id for e in client().search_experiments()]
+    stages = [r for r in client().search_runs(experiments) if r.data.tags.get("stage") == "formula_search"]
+    named = {name: f"runs:/{r.info.run_id}" for name, r in zip(("third", "second", "first"), stages, strict=True)}
+    run(project, "efficientbert-compare.yaml", data_dir=made, max_rows=300, max_steps=2, max_seq_len=32, **named)
     study.study("efficientbert-compare", ["baseline-plain", "baseline-random"], project / "page.md", "as in the test")
     page = (project / "page.md").read_text()
     for name in ("efficientbert-found", "baseline-plain", "baseline-random", "baseline-uniform"):

@@ -105,7 +105,7 @@ def behaviour(candidate: Sequence[str], config: CompactBertConfig, faithful: boo
 @lru_cache(maxsize=1 << 16)
 def _fingerprint(text: str, wide_share: float, rule: str, hidden: int = 24) -> tuple[str, ...]:
     """The size of a formula, and what it computes in a layer of this intermediate_size / hidden_size."""
-    plan = prepare(text, rule)  # type: ignore[arg-type]
+    plan = prepare(text, rule)
     inner = max(1, round(wide_share * hidden) // plan.ratio)
     generator = torch.Generator().manual_seed(0)
 

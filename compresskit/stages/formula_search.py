@@ -414,7 +414,7 @@ def effects(table: pd.DataFrame, search_stage: int) -> pd.DataFrame:
     formulas = [[parse(text.strip()) for text in _split(line)] for line in table["formulas"]]
     names = list(SIZES) if search_stage == 3 else [*BINARY, *ACTIVATIONS]
     scores = table["score"].to_numpy(float)
-    rows = {}
+    rows: dict[str, list[float]] = {}
     for name in names:
         rows[name] = []
         for layer in range(len(formulas[0])):
@@ -467,8 +467,10 @@ def open(params: FormulaSearchParams) -> FormulaSearch:
     if params.search_stage == 3:
         make = partial(InPlace, params, folder)
     else:
-        taught = (Path(checkpoints.local_folder(model_folder(name))) for name in (params.encoder, params.teacher))
-        make = partial(Trained, params, folder, *taught)
+        encoder, teacher = (
+            Path(checkpoints.local_folder(model_folder(name))) for name in (params.encoder, params.teacher)
+        )
+        make = partial(Trained, params, folder, encoder, teacher)
     path = Path(params.storage).expanduser() if params.storage else session.folder / "trials.log"
     trials = Trials(path, study_name(params, folder, began))
     workers = Workers(params.workers, params.threads, make)

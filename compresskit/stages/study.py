@@ -16,7 +16,7 @@ from compresskit import tracking
 from compresskit.data.glue import TASKS
 from compresskit.evaluation import figures, glue
 from compresskit.evaluation.scores import RESAMPLES, percentiles
-from compresskit.stages import searches
+from compresskit.stages import formula_searches, searches
 from compresskit.stages.evaluate import SPARSE
 from compresskit.stages.inputs import board
 from compresskit.stages.published import PUBLISHED, Comparison
@@ -43,6 +43,7 @@ def study(
     out.parent.mkdir(parents=True, exist_ok=True)
     figures.scores_plot(score_rows(data)).savefig(out.with_suffix(".png"))
     searches.draw(data["searches"], out)
+    formula_searches.draw(data["formulas"], out)
     write(out.with_suffix(".json"), json.dumps(data, separators=(",", ":")) + "\n")
     write(out, page(data, out.stem))
 
@@ -55,6 +56,7 @@ def collect(
     conditions: dict[str, Any] = {}
     commits: set[str] = set()
     found_by: dict[str, Any] = {}
+    formulas: dict[str, Any] = {}
     for run_id, params in (run for name in (pipeline, *also) for run in tracking.pipeline_runs(name).items()):
         if missing := [name for name in NEEDED if name not in params]:
             raise ValueError(
@@ -71,6 +73,7 @@ def collect(
         conditions = conditions or {**timed[0]["machine"], **{n: timed[0][n] for n in ("threads", "batch_size")}}
         commits |= set(rows["git_commit"])
         found_by = found_by or searches.collect(params)
+        formulas = formulas or formula_searches.collect(params)
         if task not in tasks:
             tasks[task] = {
                 "settings": settings,
@@ -108,6 +111,7 @@ def collect(
         "commits": sorted(commits),
         "conditions": conditions,
         "searches": found_by,
+        "formulas": formulas,
         "tasks": {task: tasks[task] for task in TASKS if task in tasks},
     }
 
@@ -308,7 +312,7 @@ Both models on the same resampled rows, so these intervals are those of the diff
 
 {gains}
 
-{searches.section(data.get("searches", {}), data["tasks"], partial(gain, data), stem)}## Size and speed
+{told_of_searches(data, stem)}## Size and speed
 
 Median latency, and how many times faster than the slowest model of that column; batch {machine["batch_size"]},
 {machine["threads"]} thread(s), on {machine["cpu"]} with torch {machine["torch"]} and float32 matmul precision
@@ -324,6 +328,12 @@ Median latency, and how many times faster than the slowest model of that column;
 {total_minutes(data):.0f} minutes, those of the teachers and of the students' start included. {data["note"]}
 
 {published(data)}"""
+
+
+def told_of_searches(data: dict[str, Any], stem: str) -> str:
+    """The sections on how networks were found; "" where nothing was searched, or the data are older."""
+    of_shapes = searches.section(data.get("searches", {}), data["tasks"], partial(gain, data), stem)
+    return of_shapes + formula_searches.section(data.get("formulas", {}), stem)
 
 
 def stops(data: dict[str, Any]) -> str:
