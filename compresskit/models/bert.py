@@ -153,8 +153,12 @@ class AddAndNorm(nn.Module):
         return self.add(self.dense(x, residual.shape[-1], columns), residual)
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """What follows the linear layer.  x, residual: (B, S, H).  Returns the same shape."""
-        return self.LayerNorm(self.dropout(x) + residual)
+        """What follows the linear layer; may write over x.  x, residual: (B, S, H).  Returns the same shape."""
+        if self.training:
+            x = self.dropout(x)
+        elif x.dtype == residual.dtype and feed_forward.may_overwrite():
+            return self.LayerNorm(x.add_(residual))
+        return self.LayerNorm(x + residual)
 
 
 class Attention(nn.Module):
@@ -222,7 +226,8 @@ class Layer(nn.Module):
         wide = shape.per_layer("intermediate_size")[self.index]
         if shape.feed_forward is None:
             return self.output(self.intermediate(hidden, wide), hidden)
-        plan = feed_forward.prepare(shape.feed_forward[self.index], shape.feed_forward_width)
+        formula, rule = shape.feed_forward[self.index], shape.feed_forward_width
+        plan = feed_forward.prepare(formula, rule, overwrite=feed_forward.may_overwrite())
         for one in islice(self.feed_forward, plan.stack):
             hidden = one(hidden, plan.run, wide // plan.ratio)
         return hidden

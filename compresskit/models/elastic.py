@@ -50,6 +50,8 @@ class ElasticLinear(nn.Linear):
         """input: (..., columns).  Returns (..., rows).  None: all rows; the leading columns that the input has."""
         weight: Tensor = self.weight
         bias: Tensor = self.bias
+        if columns is None and rows in (None, self.out_features) and input.shape[-1] == self.in_features:
+            return F.linear(input, weight, bias)
         if isinstance(rows, int) and rows != weight.shape[0]:
             weight, bias = weight[:rows], bias[:rows]
         if isinstance(columns, HeadRows):
@@ -70,7 +72,11 @@ class ElasticLayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """input: (..., width).  Returns the same shape."""
         width = input.shape[-1]
-        return F.layer_norm(input, (width,), self.weight[:width], self.bias[:width], self.eps)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if width != len(weight):  # a part costs two views, and two whole gradients
+            weight, bias = weight[:width], bias[:width]
+        return F.layer_norm(input, (width,), weight, bias, self.eps)
 
 
 def look_up(table: nn.Embedding, ids: Tensor, width: int) -> Tensor:

@@ -216,7 +216,7 @@ def run(encoder: Any, hidden: Tensor, mask: Tensor | None, heads: list[int]) -> 
 def _formula(layer: Any, x: Tensor) -> Tensor:
     """All feed-forwards of a layer that has a formula.  x: (H, T).  Returns the same shape."""
     config = layer.config
-    plan = feed_forward.prepare(config.feed_forward[layer.index], config.feed_forward_width, dim=0)
+    plan = feed_forward.prepare(config.feed_forward[layer.index], config.feed_forward_width, dim=0, overwrite=True)
     for one in layer.feed_forward:
         first, end = partial(_linear, one.intermediate["dense"]), one.output
         out = plan.run(x, first, partial(_linear, end.dense))

@@ -219,6 +219,11 @@ def test_random_formulas_have_the_numbers_and_gradients_of_the_definition(rule):
             for out in (got, wanted)
         ]
         torch.testing.assert_close(*grads, msg=str(formula))
+        with torch.no_grad():
+            kept = x.clone()
+            over = prepare(str(formula), rule, overwrite=True).run(x, first, second)
+            torch.testing.assert_close(over, got, rtol=0, atol=0, msg=str(formula))
+            assert torch.equal(x, kept)
         first, second = (lambda t, pair=pair: pair[0] @ t + pair[1][:, None] for pair in weights.values())
         turned = prepare(str(formula), rule, 0).run(x.flatten(0, 1).T, first, second)
         torch.testing.assert_close(turned.T.unflatten(0, (2, 3)), wanted, msg=str(formula))
