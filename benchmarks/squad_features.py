@@ -36,7 +36,7 @@ def peers(examples: Sequence[squad.SquadExample], tokenizer: squad_original.Word
 
 
 def require_equal(
-    examples: Sequence[squad.SquadExample], tokenizer: Any, peer: squad_original.WordPiece, **sizes: int
+    examples: Sequence[squad.SquadExample], tokenizer: Any, peer: squad_original.WordPiece, **sizes: Any
 ) -> int:
     """How many windows there are, or a ValueError that names the first one that differs."""
     features = squad_features.encode(examples, tokenizer, **sizes)

@@ -295,7 +295,7 @@ def encode_kept(
 
     A file of features is named by a digest of all that they follow from, and appears whole or not at all.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "max_seq_len": max_seq_len,
         "doc_stride": doc_stride,
         "max_query_length": max_query_length,
