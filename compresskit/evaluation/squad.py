@@ -141,12 +141,12 @@ def score(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) 
 
 def by_answerability(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """`eval/has_answer_exact_match`, `eval/no_answer_f1`, …: means over the questions with and without an answer."""
-    found = {}
-    groups: dict[str, dict[str, Sequence[str]]] = {
+    parts: dict[str, Mapping[str, Sequence[str]]] = {
         "has_answer": {name: texts for name, texts in answers.items() if texts},
         "no_answer": {name: [""] for name, texts in answers.items() if not texts},
     }
-    for name, golds in groups.items():
+    found = {}
+    for name, golds in parts.items():
         for metric, function in METRICS.items() if golds else ():
             found[f"eval/{name}_{metric}"] = float(_best_over_golds(function, predictions, _golds(golds)).mean())
     return found
