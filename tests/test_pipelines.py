@@ -610,7 +610,7 @@ def test_efficientberts_pipelines_run_at_two_steps_from_text_to_every_task(proje
 @pytest.mark.long
 def test_dynamic_tinyberts_pipelines_run_at_two_steps(project, made):
     short = {"max_steps": 2, "data_dir": "bundled", "encoder": made / "encoder"}
-    sizes = {"max_seq_len": 96, "doc_stride": 48, "max_rows": 120}
+    sizes = {"max_seq_len": 96, "doc_stride": 24, "max_rows": 120}
     student = elastic.keep_layers(checkpoints.load(CompactBertForMaskedLM, made / "encoder"), [1, 4, 6])
     checkpoints.save(student, made / "student", BertTokenizer.from_pretrained(made / "encoder"))
     out = run(project, "dynamic-tinybert.yaml", student=made / "student", **short, **sizes)
