@@ -70,11 +70,11 @@ def main(batch: Annotated[list[int], typer.Option(help="Sequences at a time.")] 
         "full": [SEQ_LEN] * depth,
     }
     whole = macs(config, SEQ_LEN, "question_answering")
-    shares = {name: macs(config, SEQ_LEN, "question_answering", found or None) / whole for name, found in configs.items()}
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    given = {
-        f"B={size}": [random_batch(config.vocab_size, size, SEQ_LEN)[name] for name in names] for size in batch
+    shares = {
+        name: macs(config, SEQ_LEN, "question_answering", found or None) / whole for name, found in configs.items()
     }
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    given = {f"B={size}": [random_batch(config.vocab_size, size, SEQ_LEN)[name] for name in names] for size in batch}
     timings = measure(
         {name: at(model, found) for name, found in configs.items()},
         given,

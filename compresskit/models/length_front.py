@@ -82,8 +82,8 @@ def at(
         )
         raise ValueError(
             f"none of {len(points)} length configs {asked} on this machine: full length takes {times[0]:.3g} ms, the "
-            f"fastest, {lengths_there}, {ms:.3g} ms ({times[0] / ms:.2f} times as fast); ask for less, or search with a "
-            "larger max_drop"
+            f"fastest, {lengths_there}, {ms:.3g} ms ({times[0] / ms:.2f} times as fast); ask for less, or search with "
+            "a larger max_drop"
         )
     best = max(enough, key=lambda number: (points[number]["score"], -times[number]))
     return with_lengths(model, points[best]["length_config"])
