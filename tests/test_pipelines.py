@@ -12,6 +12,7 @@ from random import Random
 import pytest
 import torch
 import yaml
+from transformers import BertTokenizer
 
 from compresskit import running, tracking
 from compresskit.data import bundled
@@ -21,6 +22,7 @@ from compresskit.models import (
     CompactBertForMaskedLM,
     CompactBertForSequenceClassification,
     checkpoints,
+    elastic,
 )
 from compresskit.running.plan import read_plan
 from compresskit.stages import study
@@ -211,6 +213,38 @@ def test_the_networks_that_are_compared_are_trained_alike(project):
     assert set(study.NEEDED) <= set(plan.vars)
 
 
+def test_dynamic_tinybert_has_its_numbers_and_hands_on_the_right_checkpoints(project):
+    found = steps("dynamic-tinybert.yaml", student="general", seed=3)
+    teacher, layers, answers, adaptive = (found[name] for name in ("teacher", "layers", "answers", "adaptive"))
+    trained = {"teacher": teacher, "layers": layers, "answers": answers, "adaptive": adaptive}
+    for step in trained.values():
+        sizes = (step.task, step.data_dir, step.max_seq_len, step.doc_stride, step.max_query_length)
+        assert sizes == ("squad1", "somewhere", 384, 128, 64)
+        assert (step.seed, step.warmup_ratio, step.max_rows, step.max_steps) == (3, 0, 0, 0)
+    assert {name: step.batch_size for name, step in trained.items()} == {
+        "teacher": 8, "layers": 16, "answers": 16, "adaptive": 16,
+    }  # fmt: skip
+    assert (teacher.learning_rate, teacher.num_train_epochs) == (3e-5, 2)
+    assert (layers.student, layers.teacher, layers.attention) == ("general", "teacher's model", "probabilities")
+    assert (layers.attention_distance, layers.state_ratio, layers.attention_ratio) == ("mse", 1, 1)
+    assert (layers.intermediate_learning_rate, layers.intermediate_epochs, layers.prediction_epochs) == (5e-5, 20, 0)
+    assert (answers.student, answers.teacher) == ("layers's model", "teacher's model")
+    assert (answers.prediction_learning_rate, answers.intermediate_epochs, answers.prediction_epochs) == (3e-5, 0, 10)
+    assert (adaptive.model, adaptive.teacher) == ("answers's model", "teacher's model")
+    assert (adaptive.learning_rate, adaptive.num_train_epochs, adaptive.num_sandwich) == (2e-5, 10, 2)
+    assert (adaptive.length_ratio, adaptive.layer_probability, adaptive.temperature) == (0.2, 0.2, 1)
+
+
+def test_the_length_adaptive_recipe_for_glue_learns_from_labels(project):
+    found = steps("length-adaptive-glue.yaml", task="mrpc")
+    teacher, adaptive = found["teacher"], found["adaptive"]
+    for step in (teacher, adaptive):
+        assert (step.task, step.data_dir, step.max_seq_len, step.batch_size) == ("mrpc", "somewhere", 128, 32)
+        assert (step.learning_rate, step.warmup_ratio) == (2e-5, 0)
+    assert (teacher.num_train_epochs, adaptive.num_train_epochs) == (3, 5)
+    assert (adaptive.model, adaptive.teacher, adaptive.layer_probability) == ("teacher's model", "", 0.2)
+
+
 # ---- at two steps
 
 
@@ -356,3 +390,17 @@ def test_autotinyberts_pipelines_run_at_two_steps_and_can_be_studied(project, ma
     page = (project / "page.md").read_text()
     for name in ("autotinybert-slow", "baseline-slow-median", "autotinybert-fast", "baseline-fast-uniform"):
         assert f"\n| {name} | " in page
+
+
+@pytest.mark.long
+def test_dynamic_tinyberts_pipelines_run_at_two_steps(project, made):
+    short = {"max_steps": 2, "data_dir": "bundled", "encoder": made / "encoder"}
+    sizes = {"max_seq_len": 96, "doc_stride": 48, "max_rows": 120}
+    student = elastic.keep_layers(checkpoints.load(CompactBertForMaskedLM, made / "encoder"), [1, 4, 6])
+    checkpoints.save(student, made / "student", BertTokenizer.from_pretrained(made / "encoder"))
+    out = run(project, "dynamic-tinybert.yaml", student=made / "student", **short, **sizes)
+    assert "models" in out
+    rows = tracking.leaderboard_table("squad1-bundled").set_index("name")
+    assert {"dynamic_tinybert-student-42", "dynamic_tinybert-adaptive-42"} <= set(rows.index)
+    run(project, "length-adaptive-glue.yaml", task="sst2", max_rows=420, **short)
+    assert "dynamic_tinybert-adaptive-42" in set(tracking.leaderboard_table("sst2-bundled")["name"])

@@ -39,9 +39,7 @@ class DistillParams(Params):
     student_layers: list[int] = []  # teacher layers, from 1, that the student begins as; empty: every second
     layer_mapping: list[int] = []  # teacher layer for each student layer, from 1; empty: uniform
     projection: Literal["shared", "per_layer"] = "shared"  # from student to teacher width, where these differ
-    attention: Literal["scores", "probabilities"] = (
-        "scores"  # what the first step compares; the latter: Dynamic-TinyBERT
-    )
+    attention: Literal["scores", "probabilities"] = "scores"  # compared in the first step; TinyBERT, Dynamic-TinyBERT
     attention_distance: Distance = "mse"  # of probabilities: mse, or cosine over the keys of a query
     attention_ratio: float = Field(1.0, ge=0)  # what they count for
     state_distance: Distance = "mse"  # of hidden states, beside probabilities: mse, or cosine over the features
