@@ -271,9 +271,13 @@ def study(
     debug: Debug = False,
 ) -> None:
     """Write a page of results from a pipeline's finished runs: scores, gains, speed, by task."""
+    from compresskit.stages import lengths_page
     from compresskit.stages import study as stage
 
-    stage.study(pipeline, against or ["baseline-labels-only"], out, command, note, also or ())
+    if lengths_page.is_for(pipeline):
+        lengths_page.study(pipeline, out, command, note)
+    else:
+        stage.study(pipeline, against or ["baseline-labels-only"], out, command, note, also or ())
     typer.echo(f"{pipeline}: {out}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from compresskit.models import (
 )
 from compresskit.models.feed_forward import plain
 from compresskit.running.plan import read_plan
-from compresskit.stages import study
+from compresskit.stages import lengths_page, study
 from compresskit.stages.params import Params, params_class
 from compresskit.tracking.store import client
 
@@ -315,6 +316,12 @@ def test_dynamic_tinybert_has_its_numbers_and_hands_on_the_right_checkpoints(pro
     assert (adaptive.model, adaptive.teacher) == ("answers's model", "teacher's model")
     assert (adaptive.learning_rate, adaptive.num_train_epochs, adaptive.num_sandwich) == (2e-5, 10, 2)
     assert (adaptive.length_ratio, adaptive.layer_probability, adaptive.temperature) == (0.2, 0.2, 1)
+    for name, model in {"plain_lengths": "answers's model", "lengths": "adaptive's model"}.items():
+        step = found[name]
+        assert (step.model, step.search, step.cost, step.max_drop) == (model, "evolution", "macs", 0.2)
+        assert (step.iterations, step.population_size, step.mutations, step.crossovers) == (30, 20, 30, 30)
+        assert (step.mutation_probability, step.max_seq_len, step.seed) == (0.5, 384, 3)
+    assert found["models"].models["dynamic_tinybert-student-within1"] == "plain_lengths's model?lengths=within1%"
 
 
 def test_the_length_adaptive_recipe_for_glue_learns_from_labels(project):
@@ -610,12 +617,36 @@ def test_efficientberts_pipelines_run_at_two_steps_from_text_to_every_task(proje
 @pytest.mark.long
 def test_dynamic_tinyberts_pipelines_run_at_two_steps(project, made):
     short = {"max_steps": 2, "data_dir": "bundled", "encoder": made / "encoder"}
-    sizes = {"max_seq_len": 96, "doc_stride": 24, "max_rows": 120}
+    sizes = {"max_seq_len": 96, "doc_stride": 24, "max_rows": 120, "score_rows": 20}
+    search = {"rounds": 1, "population_size": 1, "mutations": 1, "crossovers": 0}
     student = elastic.keep_layers(checkpoints.load(CompactBertForMaskedLM, made / "encoder"), [1, 4, 6])
     checkpoints.save(student, made / "student", BertTokenizer.from_pretrained(made / "encoder"))
-    out = run(project, "dynamic-tinybert.yaml", student=made / "student", **short, **sizes)
+    out = run(project, "dynamic-tinybert.yaml", student=made / "student", **short, **sizes, **search)
     assert "models" in out
     rows = tracking.leaderboard_table("squad1-bundled").set_index("name")
     assert {"dynamic_tinybert-student-42", "dynamic_tinybert-adaptive-42"} <= set(rows.index)
-    run(project, "length-adaptive-glue.yaml", task="sst2", max_rows=420, **short)
+    run(project, "length-adaptive-glue.yaml", task="sst2", max_rows=420, **short, **search)
     assert "dynamic_tinybert-adaptive-42" in set(tracking.leaderboard_table("sst2-bundled")["name"])
+
+
+@pytest.mark.long
+def test_dynamic_tinyberts_quick_pipeline_ends_in_a_page(project, made, tmp_path):
+    steps = {f"{part}_steps": 2 for part in ("teacher", "intermediate", "prediction", "lengthdrop")}
+    sizes = {"max_seq_len": 96, "doc_stride": 32, "max_query_length": 24, "max_rows": 260, "dev_rows": 40}
+    search = {"rounds": 1, "population_size": 2, "mutations": 2, "crossovers": 1, "score_rows": 20, "workers": 1}
+    run(
+        project, "dynamic-tinybert-quick.yaml", data_dir="bundled", encoder=made / "encoder", **steps, **sizes, **search
+    )  # fmt: skip
+    out = tmp_path / "lengths.md"
+    lengths_page.study("dynamic-tinybert-quick", out, "a command")
+    data = json.loads(out.with_suffix(".json").read_text())
+    assert out.read_text() == lengths_page.page(data, "lengths")
+    rows, board = lengths_page.rows(data).set_index("name"), tracking.leaderboard_table("squad1-bundled")
+    assert len(rows) == len(board) == 7
+    for _, row in board.iterrows():
+        mine = rows.loc[f"{row['system']}-{row['variant']}"]
+        assert mine["score_pct"] == pytest.approx(row["f1_pct"], abs=0.01)
+        assert mine["exact_pct"] == pytest.approx(row["exact_match_pct"], abs=0.01)
+        assert mine["latency_p50_ms"] == pytest.approx(row["latency_p50_ms"], abs=1e-3)
+    assert len(data["searches"]) in (1, 2)  # a choice of the full length hides its search
+    assert "88.71" in out.read_text()

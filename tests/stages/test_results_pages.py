@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from compresskit.evaluation.pareto import front
-from compresskit.stages import report, study
+from compresskit.stages import lengths_page, report, study
 from compresskit.stages.tasks import task_named
 
 # sparse_speed.md has its data in benchmarks/results: tests/test_sparse_speed.py
@@ -19,8 +19,11 @@ def data_of(page: Path) -> dict:
 
 
 STUDIES = [page for page in ALL if "pipeline" in data_of(page)]
+LENGTHS = [page for page in ALL if data_of(page).get("kind") == lengths_page.KIND]
 by_study = pytest.mark.parametrize("page", STUDIES, ids=lambda page: page.stem)
-by_page = pytest.mark.parametrize("page", [page for page in ALL if page not in STUDIES], ids=lambda page: page.stem)
+by_page = pytest.mark.parametrize(
+    "page", [page for page in ALL if page not in STUDIES + LENGTHS], ids=lambda page: page.stem
+)
 
 
 def test_there_are_pages_of_both_kinds():
@@ -36,6 +39,15 @@ def test_a_study_is_what_its_data_make_and_is_drawn(page):
         assert {name: len(logits) for name, of_name in found["logits"].items() for logits in of_name.values()} == {
             name: len(found["labels"]) for name in found["models"]
         }
+
+
+@pytest.mark.parametrize("page", LENGTHS, ids=lambda page: page.stem)
+def test_a_page_on_lengths_is_what_its_data_make_and_is_drawn(page):
+    data = data_of(page)
+    assert page.read_text() == lengths_page.page(data, page.stem)
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    rows = {len(values) for scores in data["scores"].values() for values in scores.values()}
+    assert len(rows) == 1
 
 
 @by_page
