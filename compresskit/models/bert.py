@@ -202,8 +202,8 @@ class FormulaFeedForward(nn.Module):
         self.intermediate = nn.ModuleDict({"dense": ElasticLinear(config.hidden_size, inner_size)})
         self.output = AddAndNorm(inner_size, config)
 
-    def forward(self, hidden: Tensor, run: feed_forward.Run, inner_size: int) -> Tensor:
-        """hidden: (B, S, H).  Returns the same shape."""
+    def forward(self, hidden: Tensor, run: feed_forward.Run, inner_size: int | None) -> Tensor:
+        """hidden: (B, S, H); inner_size: of a subnet, None: all there is.  Returns the same shape as hidden."""
         first, second, width = self.intermediate["dense"], self.output.dense, hidden.shape[-1]
         return self.output.add(run(hidden, lambda t: first(t, inner_size), lambda t: second(t, width)), hidden)
 
@@ -248,13 +248,14 @@ class Layer(nn.Module):
 
     def feed(self, hidden: Tensor, shape: CompactBertConfig) -> Tensor:
         """What follows the attention.  hidden: (B, S, H) of the config `shape`.  Returns the same shape."""
-        wide = shape.per_layer("intermediate_size")[self.index]
-        if shape.feed_forward is None:
-            return self.output(self.intermediate(hidden, wide), hidden)
-        formula, rule = shape.feed_forward[self.index], shape.feed_forward_width
-        plan = feed_forward.prepare(formula, rule, overwrite=feed_forward.may_overwrite())
+        formulas = shape.feed_forward
+        if formulas is None:
+            return self.output(self.intermediate(hidden, shape.per_layer("intermediate_size")[self.index]), hidden)
+        overwrite = feed_forward.may_overwrite()
+        plan = feed_forward.prepare(formulas[self.index], shape.feed_forward_width, overwrite=overwrite)
+        inner_size = None if shape is self.config else shape.feed_forward_sizes()[self.index][1]
         for one in islice(self.feed_forward, plan.stack):
-            hidden = one(hidden, plan.run, wide // plan.ratio)
+            hidden = one(hidden, plan.run, inner_size)
         return hidden
 
 

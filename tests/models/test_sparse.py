@@ -186,7 +186,7 @@ def test_without_a_limit_the_measured_speed_decides(monkeypatch):
     monkeypatch.setattr(sparse, "speedup", speedup)
     fast = sparse.to_sparse(pruned(0.9))
     assert sorted(timed) == [(48, 48), (48, 96), (96, 48)]
-    assert {name.split(".", 2)[2] for name in fast.config.sparse} == set(sparse.LINEARS[:4])
+    assert {name.split(".", 2)[2] for name in fast.config.sparse} == set(sparse.ATTENTION)
 
 
 def test_the_measured_speed_is_a_ratio_of_two_right_products():
