@@ -294,7 +294,7 @@ def test_an_export_takes_the_chosen_lengths_or_says_that_it_cannot(searched, tmp
 
 def test_predict_names_the_lengths_in_its_ledger(given, searched, tmp_path):
     (given / "SST-2" / "test.tsv").write_text(
-        "index\tsentence\n" + "".join(f"{i}\t{t}\n" for i, t in enumerate(ROWS[:9]))
+        "index\tsentence\n" + "".join(f"{i}\t{t}\n" for i, t in enumerate(ROWS[:40]))
     )
     answers = {}
     for choice in ("(16, 16, 16)", "(2, 2, 2)"):
