@@ -29,6 +29,12 @@ def split(source: str) -> tuple[str, str]:
     return place, choice
 
 
+def moved(source: str, place: object) -> str:
+    """The same choice behind another place of the model."""
+    choice = split(source)[1]
+    return f"{place}{MARK}{choice}" if choice else f"{place}"
+
+
 def chosen(model: Model, source: str) -> Model:
     """The model at the lengths that `source` asks for; as it is where nothing is asked.
 

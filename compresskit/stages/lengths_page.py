@@ -58,7 +58,7 @@ def collect(pipeline: str, command: str, note: str = "") -> dict[str, Any]:
         record = tracking.read_json(evaluated_by, f"predictions/{name}.json")
         scores[name] = each_question(record["predictions"], record["answers"])
     made_by = {row["model_run_id"] for row in models.values() if row["model_run_id"]}
-    searches: dict[str, Any] = {}
+    searches: dict[str, dict[str, Any]] = {}
     for name, row in models.items():
         if row.get("lengths") and row["model_run_id"] not in [found["run"] for found in searches.values()]:
             of_search = row["model_run_id"]

@@ -15,6 +15,7 @@ from compresskit.data import glue, glue_submission
 from compresskit.evaluation import glue as label_scores
 from compresskit.evaluation import squad_answers
 from compresskit.models import checkpoints
+from compresskit.stages import length_choice
 from compresskit.stages.inputs import glue_source
 from compresskit.stages.session import model_folder
 from compresskit.stages.tasks import (
@@ -63,7 +64,7 @@ def predict(
     ledger = _read_ledger(out / LEDGER)
     for name, task in tasks.items():
         reading = Reading(name, data_dir, max_seq_len or task.usual_seq_len, doc_stride, max_query_length)
-        model, tokenizer = task.open_model(str(folders[name]), trained=True)
+        model, tokenizer = task.open_model(length_choice.moved(models[name], folders[name]), trained=True)
         if isinstance(task, SpanTask):
             jobs = _span_jobs(task, model, tokenizer, reading, out)
         else:

@@ -49,12 +49,9 @@ def given(tmp_path_factory):
     torch.manual_seed(0)
     model = CompactBertForSequenceClassification(config)
     encoded = tokenizer(ROWS[:440], padding=True, return_tensors="pt")
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    labels = torch.tensor(LABELS["train.tsv"])
-    for _ in range(25):  # it learns them by heart: every token counts
-        model(encoded["input_ids"], encoded["attention_mask"], labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    with torch.no_grad():  # so that it gives each answer to half of the rows, and every token counts
+        logits = model.eval()(encoded["input_ids"], encoded["attention_mask"]).logits
+        model.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
     checkpoints.save(model, folder / "model", tokenizer)
     points = [
         {"length_config": lengths, "score": 0.9, "macs": flops.macs(config, LENGTH, "sequence_classification", lengths),
@@ -297,7 +294,7 @@ def test_an_export_takes_the_chosen_lengths_or_says_that_it_cannot(searched, tmp
 
 def test_predict_names_the_lengths_in_its_ledger(given, searched, tmp_path):
     (given / "SST-2" / "test.tsv").write_text(
-        "index\tsentence\n" + "".join(f"{i}\t{t}\n" for i, t in enumerate(ROWS[:9]))
+        "index\tsentence\n" + "".join(f"{i}\t{t}\n" for i, t in enumerate(ROWS[:40]))
     )
     answers = {}
     for choice in ("(16, 16, 16)", "(2, 2, 2)"):
