@@ -68,6 +68,7 @@ CLAIMED = {
         "train_lengthdrop",
         "sampling",
         "macs",
+        "squad_v",
         "evolution",
         "search_runs",
     ),
@@ -90,6 +91,7 @@ CLAIMED = {
 # gradients or updates that were handed in.
 GIVEN_ARRAYS = re.compile(
     r"in|batch_\d+|update_\d+|g[wb]_\d+|init|[wb]_init|student_init"
+    r"|start_logits|end_logits"  # of made answers
     r"|(teacher_|super_)?sd|teacher|student|masked_lm|tiny_pretraining|model"
 )
 # JSON by the name of the field, with all that is below it: what ran, on which network, within which tolerance.
@@ -119,6 +121,10 @@ GIVEN_FIELDS_OF_KIND = {
     "sampling": re.compile(r"fn|T|L|length_drop_.+|layer_dropout.*|layer_config"),
     "macs": re.compile(r"layers|hidden|heads|intermediate|T|task|length_config|formula"),
     "adaptive_warmup": re.compile(r"total_steps|warmup_steps|warmup_proportion"),
+    "squad_v": re.compile(
+        r"vocab|dataset|max_seq_length|doc_stride|max_query_length|do_lower_case"
+        r"|n_best_size|max_answer_length|null_score_diff_threshold"
+    ),
     "mask_counts": re.compile(r"len|prob|max_predictions"),
     "evolution": re.compile(r"T|L|mutation_prob|population_size|population_in"),
     "search_runs": re.compile(r"experiment_definition"),  # what a remote service was asked; ours are local

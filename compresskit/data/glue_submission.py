@@ -77,15 +77,16 @@ def predictions(name: str, logits: NDArray) -> list[str]:
 def write(folder: Path, name: str, answers: Sequence[str]) -> Path:
     """Write one file, whole or not at all."""
     lines = [HEADER, *(f"{number}\t{answer}" for number, answer in enumerate(answers))]
-    return _replace(folder / f"{name}.tsv", "\n".join([*lines, ""]).encode())
+    return write_whole(folder / f"{name}.tsv", "\n".join([*lines, ""]).encode())
 
 
 def write_json(path: Path, value: Any) -> Path:
     """Write a JSON file, whole or not at all."""
-    return _replace(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    return write_whole(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def _replace(path: Path, content: bytes) -> Path:
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write a file, whole or not at all."""
     unfinished = path.with_name(f".{path.name}.part")
     try:
         unfinished.write_bytes(content)

@@ -137,3 +137,53 @@ def score(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) 
         rows=len(overlap),
         majority=float(np.mean([gold == [""] for gold in golds.values()])),
     )
+
+
+def by_answerability(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """`eval/has_answer_exact_match`, `eval/no_answer_f1`, …: means over the questions with and without an answer."""
+    found = {}
+    for name, golds in {
+        "has_answer": {name: texts for name, texts in answers.items() if texts},
+        "no_answer": {name: [""] for name, texts in answers.items() if not texts},
+    }.items():
+        for metric, function in METRICS.items() if golds else ():
+            found[f"eval/{name}_{metric}"] = float(_best_over_golds(function, predictions, _golds(golds)).mean())
+    return found
+
+
+def official_scores(
+    predictions: Mapping[str, str],
+    answers: Mapping[str, Sequence[str]],
+    null_odds: Mapping[str, float] | None = None,
+    null_threshold: float = 1.0,
+) -> dict[str, float]:
+    """What the official script reports, in its words and in percent: exact, f1, total, HasAns_*, NoAns_*, best_*.
+
+    null_odds: how sure a model is that there is no answer, by question id, 0 for all if not given; where they exceed
+    `null_threshold` the empty text is scored. The best threshold is sought as there: question by question, also between
+    equal odds, of which one may then count as answered and the other not; `best_thresholds` answers all or none.
+    """
+    if predictions.keys() != answers.keys():
+        raise ValueError("predictions and answers are not of the same questions; predict the file that is scored")
+    names = list(answers)
+    odds = np.array([(null_odds or {}).get(name, 0.0) for name in names])
+    answerable = np.array([bool(answers[name]) for name in names])
+    said = np.array([bool(predictions[name]) for name in names])
+    order = np.argsort(odds, kind="stable")
+    golds = _golds(answers)
+    found: dict[str, float] = {}
+    best: dict[str, float] = {}
+    for key, metric in (("exact", exact_match), ("f1", f1)):
+        plain = _best_over_golds(metric, predictions, golds)
+        values = 100 * np.where(odds > null_threshold, ~answerable, plain)
+        found[key] = float(values.mean())
+        for kind, rows in (("HasAns", answerable), ("NoAns", ~answerable)):
+            if rows.any():
+                found[f"{kind}_{key}"] = float(values[rows].mean())
+                found[f"{kind}_total"] = int(rows.sum())
+        gains = np.where(answerable, plain, -said.astype(float))[order]
+        totals = np.append(0.0, gains.cumsum()) + (~answerable).sum()
+        place = int(totals.argmax())
+        best[f"best_{key}"] = float(100 * totals[place] / len(names))
+        best[f"best_{key}_thresh"] = float(odds[order[place - 1]]) if place else 0.0
+    return found | {"total": len(names)} | best

@@ -65,6 +65,9 @@ class Evaluate:
             data = self.data[name]
             record = data.predict(model, "dev", f"score {name}")
             self.scores[name] = data.task.score(record)
+            for file, content in data.task.official_files(record).items():
+                self.session.run.json(f"predictions/{name}/{file}", content)
+            record.pop("n_best", None)  # stands in a file of its own
             self.session.run.json(f"predictions/{name}.json", record)
         return pd.DataFrame(
             {

@@ -14,6 +14,7 @@ from datasets import Dataset
 from compresskit import tracking
 from compresskit.data import glue, glue_submission
 from compresskit.evaluation import glue as label_scores
+from compresskit.evaluation import squad_answers
 from compresskit.models import checkpoints
 from compresskit.stages import length_choice
 from compresskit.stages.inputs import glue_source
@@ -24,7 +25,7 @@ from compresskit.training.progress import watched
 LEDGER = "predictions.json"  # what each file was made from
 SUBMITTED = {task: glue_submission.files_of(task) for task in glue.TASKS if glue_submission.files_of(task)}
 QUESTIONS = [name for name, task in TASKS.items() if isinstance(task, SpanTask)]
-Job = tuple[str, Dataset, Callable[[], Path]]  # a file's name, the rows it answers, and what writes it
+Job = tuple[str, Dataset, Callable[[], Path]]  # a file's or a folder's name, the rows it answers, and what writes it
 
 
 @dataclass
@@ -51,7 +52,8 @@ def predict(
 ) -> None:
     """Write the files that the models of `models`, by task, answer; with all nine GLUE tasks also their checked zip.
 
-    A task's TSV files answer its test rows (mnli: also MNLI-mm and AX), squad1.json and squad2.json the dev questions.
+    A task's TSV files answer its test rows (mnli: also MNLI-mm and AX); the folders squad1 and squad2 answer the dev
+    questions by predictions.json, nbest_predictions.json and, for 2.0, null_odds.json, with scores.json beside them.
     max_seq_len 0: 128 for sentences, 384 for questions. A file that stands there already, of the same model and rows,
     is kept, so a stopped call goes on. Raises ValueError or FileNotFoundError before the first file where a task is
     unknown, a model is not there or test rows are missing.
@@ -123,12 +125,13 @@ def _sentence_jobs(
 
 def _span_jobs(task: SpanTask, model: TaskModel, tokenizer: Any, reading: Reading, out: Path) -> Iterator[Job]:
     data = task_data(task, reading, tokenizer, splits=("dev",))
-    file = f"{task.name}.json"
 
     def write() -> Path:
-        return glue_submission.write_json(out / file, data.predict(model, "dev", task.name)["predictions"])
+        files = task.official_files(data.predict(model, "dev", task.name))
+        squad_answers.write_files(out / task.name, files)
+        return out / task.name
 
-    yield file, data.dev, write
+    yield task.name, data.dev, write
 
 
 def _read_ledger(path: Path) -> dict[str, Any]:
@@ -141,4 +144,6 @@ def _read_ledger(path: Path) -> dict[str, Any]:
 
 
 def _digest(path: Path) -> str:
+    if path.is_dir():
+        return tracking.folder_digest(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""

@@ -12,10 +12,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from compresskit import tracking
-from compresskit.data import augment_files, glue, squad
+from compresskit.data import augment_files, glue, squad, squad_features
 from compresskit.data.batching import Batches
 from compresskit.evaluation import glue as label_scores
 from compresskit.evaluation import squad as span_scores
+from compresskit.evaluation import squad_answers
 from compresskit.evaluation.scores import Score
 from compresskit.models import CompactBertForQuestionAnswering, CompactBertForSequenceClassification, checkpoints
 from compresskit.stages import length_choice
@@ -77,8 +78,8 @@ class SentenceTask:
         """The training rows and their copies from a folder of the stage augment; see `augment_files.training_rows`."""
         return augment_files.training_rows(self.name, folder, train)
 
-    def encode(self, rows: Dataset, tokenizer: Any, params: TaskParams) -> Dataset:
-        """Token ids and targets."""
+    def encode(self, rows: Dataset, tokenizer: Any, params: TaskParams, *, training: bool = False) -> Dataset:
+        """Token ids and targets, the same whether to train on or not."""
         return glue.encode(rows, tokenizer, params.max_seq_len)
 
     def describe(self, rows: Dataset) -> dict[str, float]:
@@ -92,6 +93,10 @@ class SentenceTask:
         """The record of a model's answers, plain values for JSON: labels (N), logits (N, C) to 5 decimals."""
         logits, labels, _ = label_scores.predict(model, batches)
         return {"labels": labels.tolist(), "logits": logits.astype(float).round(5).tolist()}
+
+    def official_files(self, record: dict[str, Any]) -> dict[str, Any]:
+        """None: what the server wants of unlabelled rows is the command predict's."""
+        return {}
 
     def score(self, record: dict[str, Any]) -> Score:
         """The score that follows from a record."""
@@ -107,8 +112,9 @@ class SpanTask:
     prediction = staticmethod(distill_spans.prediction)
     answers = staticmethod(distill_spans.span_answers)
 
-    def __init__(self, name: str, version: str, null_threshold: float | None):
-        self.name, self.version, self.null_threshold = name, version, null_threshold
+    def __init__(self, name: str, version: str):
+        self.name, self.version = name, version
+        self.has_null = version == "2.0"  # questions may have no answer
 
     def open_model(self, source: str, *, trained: bool = False, labels: Sequence[str] = ()) -> tuple[TaskModel, Any]:
         """Model and tokenizer. A model without a head for questions gets a fresh one; where it must be `trained` it is
@@ -148,9 +154,13 @@ class SpanTask:
             f"{self.name} has no augmented rows: a copy in other words loses its answer; leave augmented out"
         )
 
-    def encode(self, rows: list[squad.SquadExample], tokenizer: Any, params: TaskParams) -> Dataset:
-        """Windows over the paragraphs, with token ids and targets."""
-        return squad.encode(rows, tokenizer, params.max_seq_len, params.doc_stride, params.max_query_length)
+    def encode(
+        self, rows: list[squad.SquadExample], tokenizer: Any, params: TaskParams, *, training: bool = False
+    ) -> Dataset:
+        """Windows over the paragraphs, with targets where they are to train on; kept in the project's .cache."""
+        kept = tracking.project_root() / ".cache" / "squad_features"
+        sizes = (params.max_seq_len, params.doc_stride, params.max_query_length)
+        return squad_features.encode_kept(kept, rows, tokenizer, *sizes, training)
 
     def describe(self, rows: list[squad.SquadExample]) -> dict[str, float]:
         """Questions, paragraphs, and the share of questions that have no answer."""
@@ -159,22 +169,31 @@ class SpanTask:
         return {"questions": len(rows), "paragraphs": paragraphs, "without answer": silent}
 
     def predict(self, model: PreTrainedModel, split: Split, batches: Iterable[Batch]) -> dict[str, Any]:
-        """The record of a model's answers: gold texts and predicted text by question id; for 2.0, predicted at null
-        threshold 0, also the null odds and what the best threshold would give.
+        """The record of a model's answers: gold texts, predicted text and `n_best` by question id; for 2.0, predicted
+        at null threshold 0, also the null odds and what the best threshold would give.
         """
-        spans = squad.best_spans(split.rows, split.encoded, *span_scores.predict(model, batches))
+        logits = span_scores.predict(model, batches)
+        found = squad_answers.answers(split.rows, split.encoded, *logits, split.tokenizer, null=self.has_null)
         answers = {question.id: [text for text, _ in question.answers] for question in split.rows}
-        record = {"answers": answers, "predictions": squad.predictions(spans, self.null_threshold)}
-        if self.null_threshold is not None:
-            odds = {name: round(span.null_odds, 5) for name, span in spans.items()}
-            texts = {name: span.text for name, span in spans.items()}
-            best = span_scores.best_thresholds(texts, odds, answers)
-            record |= {"null_odds": odds, "best_thresholds": best}
+        record = {"answers": answers, "predictions": found.predictions(), "n_best": found.n_best}
+        if found.null_odds is not None:
+            best = span_scores.best_thresholds(found.best_texts(), found.null_odds, answers)
+            record |= {"null_odds": found.null_odds, "best_thresholds": best}
         return record
 
+    def official_files(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What the official program writes beside a model, by file name, from a record."""
+        files = {"predictions.json": record["predictions"], "nbest_predictions.json": record["n_best"]}
+        files |= {"null_odds.json": record["null_odds"]} if self.has_null else {}
+        return files | {"scores.json": span_scores.official_scores(record["predictions"], record["answers"])}
+
     def score(self, record: dict[str, Any]) -> Score:
-        """The score that follows from a record. The best thresholds of 2.0 are extra metrics, chosen on these rows."""
+        """The score that follows from a record. Extra metrics of 2.0: the scores of questions with and without answer
+        apart, and those at the best thresholds, chosen on these rows.
+        """
         score = span_scores.score(record["predictions"], record["answers"])
+        if self.has_null:
+            score.metrics.update(span_scores.by_answerability(record["predictions"], record["answers"]))
         for metric, best in record.get("best_thresholds", {}).items():
             score.metrics[f"eval/best_threshold_{metric}"] = best["value"]
         return score
@@ -183,8 +202,8 @@ class SpanTask:
 Task = SentenceTask | SpanTask
 TASKS: dict[str, Task] = {
     **{name: SentenceTask(name) for name in glue.TASKS},
-    "squad1": SpanTask("squad1", "1.1", null_threshold=None),
-    "squad2": SpanTask("squad2", "2.0", null_threshold=0.0),
+    "squad1": SpanTask("squad1", "1.1"),
+    "squad2": SpanTask("squad2", "2.0"),
 }
 
 
@@ -202,6 +221,7 @@ class Split:
 
     rows: Any
     encoded: Dataset
+    tokenizer: Any
 
 
 @dataclass(frozen=True)
@@ -282,5 +302,8 @@ def task_data(
         if augmented:
             rows["train"] = task.with_copies(rows["train"], tracking.resolve(augmented))
     rows["dev"] = task.read(source, "dev", params.max_rows)
-    parts = {name: Split(rows[name], task.encode(rows[name], tokenizer, params)) for name in splits}
+    parts = {
+        name: Split(rows[name], task.encode(rows[name], tokenizer, params, training=name == "train"), tokenizer)
+        for name in splits
+    }
     return TaskData(task, tokenizer, parts, str(source), batch_size, params.max_seq_len, params.seed)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchmetrics.functional.text import squad as torchmetrics_squad
 
 from compresskit.evaluation import squad
 
@@ -90,6 +91,68 @@ def test_saying_nothing_is_a_threshold_too():
     found = squad.best_thresholds({"a": "x", "b": "y"}, {"a": 0.5, "b": 2.0}, {"a": [], "b": []})
     assert found["f1"]["value"] == 1
     assert found["f1"]["threshold"] < 0.5
+
+
+def wrong_in_many_ways():
+    """Predictions that are right, half right, wrong, empty, or right for the second answer only; and the gold ones."""
+    rng = np.random.default_rng(0)
+    words = "the a king of France, Paris. in 1984 -- it's (red) house".split()  # noqa: SIM905
+
+    def some(low, high):
+        return " ".join(rng.choice(words, rng.integers(low, high)))
+
+    golds = {f"q{i}": [some(1, 6) for _ in range(rng.integers(1, 4))] for i in range(200)}
+    said = {name: [texts[-1], texts[0] + " house", some(1, 5), "", texts[0].upper()][i % 5]
+            for i, (name, texts) in enumerate(golds.items())}  # fmt: skip
+    return said, golds
+
+
+def test_scores_of_answers_wrong_in_many_ways_are_those_of_torchmetrics():
+    said, golds = wrong_in_many_ways()
+    golds = {name: [text for text in texts if squad.normalize(text)] or ["king"] for name, texts in golds.items()}
+    theirs = torchmetrics_squad(
+        [{"prediction_text": text, "id": name} for name, text in said.items()],
+        [{"answers": {"text": texts, "answer_start": [0] * len(texts)}, "id": name} for name, texts in golds.items()],
+    )
+    ours = squad.score(said, golds)
+    official = squad.official_scores(said, golds)
+    for mine, key in (("exact_match", "exact"), ("f1", "f1")):
+        assert 20 < official[key] < 80
+        assert official[key] == pytest.approx(float(theirs[mine]), abs=1e-4)
+        assert ours.metrics[f"eval/{mine}"] * 100 == pytest.approx(official[key])
+        assert official[f"best_{key}"] == pytest.approx(official[key])  # 1.1: every question has an answer
+
+
+def test_questions_with_and_without_answer_are_also_scored_apart():
+    said = {"a": "x", "b": "wrong", "c": "", "d": "y"}
+    golds = {"a": ["x"], "b": ["x y"], "c": [], "d": []}
+    found = squad.official_scores(said, golds)
+    assert (found["exact"], found["HasAns_exact"], found["NoAns_exact"], found["NoAns_f1"]) == (50, 50, 50, 50)
+    assert (found["total"], found["HasAns_total"], found["NoAns_total"]) == (4, 2, 2)
+    assert squad.by_answerability(said, golds) == {
+        "eval/has_answer_exact_match": 0.5,
+        "eval/has_answer_f1": 0.5,
+        "eval/no_answer_exact_match": 0.5,
+        "eval/no_answer_f1": 0.5,
+    }
+    assert "NoAns_f1" not in squad.official_scores({"a": "x"}, {"a": ["x"]})
+    assert list(squad.by_answerability({"a": "x"}, {"a": ["x"]})) == [
+        "eval/has_answer_exact_match",
+        "eval/has_answer_f1",
+    ]
+
+
+def test_null_odds_silence_answers_and_give_the_best_threshold():
+    said = {"a": "x", "b": "y", "c": "z"}
+    golds = {"a": ["x"], "b": [], "c": ["z"]}
+    found = squad.official_scores(said, golds, {"a": -3.0, "b": 2.0, "c": 0.5})
+    assert found["exact"] == pytest.approx(100)  # b lies above 1
+    assert (found["best_exact"], found["best_exact_thresh"]) == (pytest.approx(100), 0.5)
+    assert squad.official_scores(said, golds, {"a": -3.0, "b": 2.0, "c": 0.5}, null_threshold=3)[
+        "exact"
+    ] == pytest.approx(200 / 3)
+    with pytest.raises(ValueError, match="not of the same questions"):
+        squad.official_scores(said, {"a": ["x"]})
 
 
 class Positions(nn.Module):

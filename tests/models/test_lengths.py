@@ -25,9 +25,8 @@ SIZES = {
     "intermediate_size": 40,
     "max_position_embeddings": 160,
 }
-FORMULAS = {
-    "feed_forward": ["linear1_1(relu(linear1_1(x,wb1)),wb2)", "tanh(linear2_1(gelu(linear2_1(x,wb1)),wb2))"] * 2
-}
+NARROW, STACKED = "linear1_1(relu(linear1_1(x,wb1)),wb2)", "tanh(linear2_1(gelu(linear2_1(x,wb1)),wb2))"
+FORMULAS = {"feed_forward": [NARROW, STACKED] * 2}
 
 
 def seeded(model_class: type, seed: int = 0, **changes):
@@ -65,9 +64,7 @@ def by_definition(model: CompactBertModel, row: dict[str, Tensor], kept: list[in
 @pytest.mark.parametrize("formulas", [{}, FORMULAS], ids=["plain", "formulas"])
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 130])  # up to 96 tokens with maps, above them without
 @pytest.mark.parametrize("keep_first", [False, True])
-def test_the_tokens_that_receive_most_attention_stay_and_the_others_keep_their_last_states(
-    seq_len, keep_first, formulas
-):
+def test_tokens_that_receive_most_attention_stay_and_the_others_keep_their_last_states(seq_len, keep_first, formulas):
     model = seeded(CompactBertModel, **formulas)
     model.pooler = model.pooler if keep_first else None
     kept = [max(1, seq_len * share // 10) for share in (10, 7, 7, 3)]

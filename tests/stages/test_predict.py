@@ -125,11 +125,16 @@ def test_a_second_call_keeps_what_was_made_of_the_same_model_and_rows(
     assert "as it was" not in capsys.readouterr().out
 
 
-def test_squad_answers_are_a_json_of_texts_by_question(store, data, models, tmp_path):
+def test_squad_answers_are_the_official_files(store, data, models, tmp_path):
     predict.predict({"squad1": models["squad1"]}, str(data), tmp_path, max_seq_len=32, doc_stride=8, max_query_length=8)
-    answers = json.loads((tmp_path / "squad1.json").read_text())
+    names = ["nbest_predictions.json", "predictions.json", "scores.json"]
+    assert sorted(path.name for path in (tmp_path / "squad1").iterdir()) == names
+    n_best, answers, scores = (json.loads((tmp_path / "squad1" / name).read_text()) for name in names)
     assert list(answers) == ["q1", "q2"]
     assert all(text and text in "box door key lamp map" for text in answers.values())
+    assert answers == {name: candidates[0]["text"] for name, candidates in n_best.items()}
+    assert sum(candidate["probability"] for candidate in n_best["q1"]) == pytest.approx(1)
+    assert scores["total"] == scores["HasAns_total"] == 2
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,13 @@ def test_questions_go_through_finetune_distill_prune_and_evaluate(store, encoder
     assert best["score_low_pct"] <= best["score_pct"] <= best["score_high_pct"]
     assert 0 < best["exact_match_pct"] <= best["f1_pct"]
     record = tracking.read_json(best["evaluated_by"], "predictions/baseline-teacher.json")
+    official = {
+        name: tracking.read_json(best["evaluated_by"], f"predictions/baseline-teacher/{name}.json")
+        for name in ("predictions", "nbest_predictions", "scores")
+    }
+    assert official["predictions"] == record["predictions"]
+    assert official["nbest_predictions"].keys() == record["answers"].keys()
+    assert official["scores"]["f1"] == pytest.approx(best["f1_pct"], abs=1e-3)
     assert scoring.score(record["predictions"], record["answers"]).value * 100 == pytest.approx(best["f1_pct"])
     assert "best_threshold_f1_pct" not in rows
     page = report.collect("squad1", "as in the test")
@@ -131,6 +138,12 @@ def test_questions_without_an_answer_are_scored_at_threshold_0_and_the_best_one_
     for name, text in record["predictions"].items():
         assert (text == "") == (record["null_odds"][name] > 0)
     assert {""} < set(record["predictions"].values())
+    parts = [score.metrics[f"eval/{kind}_answer_f1"] for kind in ("has", "no")]
+    assert min(parts) > 0.3  # neither is learned at the cost of the other
+    assert min(parts) <= score.value <= max(parts)
+    files = stage.data.task.official_files(record)
+    assert list(files) == ["predictions.json", "nbest_predictions.json", "null_odds.json", "scores.json"]
+    assert files["scores.json"]["NoAns_f1"] == pytest.approx(100 * parts[1])
     for metric in ("f1", "exact_match"):
         best = record["best_thresholds"][metric]["value"]
         assert score.metrics[f"eval/best_threshold_{metric}"] == best >= score.metrics[f"eval/{metric}"]
