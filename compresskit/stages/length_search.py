@@ -109,7 +109,7 @@ def open_model(params: LengthSearchParams) -> tuple[TaskModel, TaskData]:
     count = min(params.score_rows, len(rows))
     places = [index * len(rows) // count for index in range(count)]
     rows = rows.select(places) if hasattr(rows, "select") else [rows[place] for place in places]
-    splits = {"selection": Split(rows, cast(Any, task).encode(rows, tokenizer, params))}
+    splits = {"selection": Split(rows, cast(Any, task).encode(rows, tokenizer, params), tokenizer)}
     return model, TaskData(task, tokenizer, splits, str(source), 1, params.max_seq_len, params.seed)
 
 
