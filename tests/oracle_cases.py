@@ -68,15 +68,9 @@ CLAIMED = {
         "train_lengthdrop",
         "sampling",
         "macs",
-<<<<<<< HEAD
         "evolution",
         "search_runs",
         "squad_v",
-=======
-        "squad_v",
-        "evolution",
-        "search_runs",
->>>>>>> c7
     ),
     "efficientbert": (
         "genotype",

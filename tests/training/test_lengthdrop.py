@@ -14,7 +14,7 @@ from compresskit.models import (
     CompactBertForQuestionAnswering,
     CompactBertForSequenceClassification,
 )
-from compresskit.training import distill_spans, lengthdrop, prune
+from compresskit.training import distill, distill_spans, lengthdrop
 from compresskit.training.lengthdrop import Sandwich, divergence, seeded
 from compresskit.training.loop import learned
 
@@ -114,7 +114,7 @@ def test_a_step_is_the_mean_of_its_forward_passes(head, taught):
     model_class = CompactBertForQuestionAnswering if head == "spans" else CompactBertForSequenceClassification
     options = {} if head == "spans" else {"num_labels": 3 if head == "classes" else 1}
     own, teacher = (model(model_class, seed, **options) for seed in (0, 1))
-    by_teacher = distill_spans.span_answers if head == "spans" else prune.label_answers
+    by_teacher = distill_spans.span_answers if head == "spans" else distill.label_answers
     answers = lengthdrop.taught(teacher, by_teacher) if taught else lengthdrop.supervised
     losses = lengthdrop.lengthdrop(own, answers, Sandwich(), partial(seeded, 3))
     numbers = learned(losses, batch, 7, None, GradScaler("cpu", enabled=False))
