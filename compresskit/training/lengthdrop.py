@@ -177,7 +177,7 @@ def supervised(output: Any, batch: Batch) -> Tensor:
 def taught(
     teacher: PreTrainedModel, answers: Callable[[Any, Any, Batch, float], Tensor], temperature: float = 1.0
 ) -> Callable[[Any, Batch], Tensor]:
-    """The whole model's loss on a teacher's answers, such as `distill.label_answers` or `distill_spans.span_answers`."""
+    """The whole model's loss on a teacher's answers: `distill.label_answers`, `distill_spans.span_answers`, …"""
     teacher.eval()
 
     def loss(output: Any, batch: Batch) -> Tensor:
