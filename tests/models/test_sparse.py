@@ -65,7 +65,9 @@ def test_a_sparse_model_has_the_numbers_of_the_pruned_one(changes, rows):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in models.__all__ if name != "CompactBertConfig"])
+@pytest.mark.parametrize(
+    "name", [name for name in models.__all__ if name not in ("CompactBertConfig", "CompactBertForMultitask")]
+)
 def test_every_head_stands_on_a_sparse_encoder(name):
     dense = pruned(model_class=getattr(models, name))
     expected, found = outputs(dense), outputs(sparse.to_sparse(dense, min_sparsity=0.5))

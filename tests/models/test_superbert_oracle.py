@@ -116,7 +116,7 @@ def test_distillation_of_subnets_is_that_of_the_original_code_also_as_released(c
     parameters |= {f"bert.dense_fit.{name}": parameter for name, parameter in project.named_parameters()}
     # a teacher that says what was recorded, however it is called
     said = SimpleNamespace(attention_scores=(case["in.teacher_att"],), last_hidden_state=case["in.teacher_rep"])
-    teacher = Mock(config=model.config, base_model=Mock(dtype=model.dtype, return_value=said))
+    teacher = Mock(config=model.config, base_model=Mock(parameters=model.parameters, return_value=said))
 
     for i, subnet in enumerate(shapes(case, model)):
         output = model(**inputs(case), subnet=subnet, output_hidden_states=True, output_attention_scores=True)
