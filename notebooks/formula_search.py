@@ -28,7 +28,7 @@
 
 # %% tags=["parameters"]
 search_stage: int = 1  # 1: formulas and sizes; 2: formulas of frozen sizes; 3: sizes of frozen formulas
-supernet: str = "models:/demo-formulas@latest"  # with formulas; for stage 3 one that has learned the task
+supernet: str = "models:/efficientbert-quick-supernet@latest"  # stage 3: one that has learned the task
 previous: str = ""  # what the stage before has found: a run's, or a file; stages 2 and 3 begin with it
 encoder: str = "models:/demo-encoder@latest"  # stages 1 and 2: candidates first learn its layers, from text
 teacher: str = "models:/demo-teacher@latest"  # stages 1 and 2: then this task model's layers and answers

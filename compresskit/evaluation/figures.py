@@ -329,10 +329,11 @@ def search_cloud(space: pd.DataFrame, candidates: pd.DataFrame, low_ms: float, h
 
 
 @_styled
-def search_generations(candidates: pd.DataFrame) -> Figure:
+def search_generations(candidates: pd.DataFrame, called: str = "generation") -> Figure:
     """Scores of each generation, its median, and the best score so far.
 
     candidates: columns generation, method, score, share (of the training that a candidate gets), chosen (boolean).
+    called: what the search calls a generation.
     """
     figure = Chart()
     ax = figure.subplots()
@@ -351,7 +352,7 @@ def search_generations(candidates: pd.DataFrame) -> Figure:
     ax.plot(places, by_generation.median(), "_", color="0.2", markersize=22, markeredgewidth=1.6, label="median")
     methods = candidates.drop_duplicates("generation").set_index("generation")["method"]
     ax.set_xticks(places, [f"{generation}\n{methods[generation]}" for generation in places])
-    ax.set(xlabel="generation", ylabel="score", xlim=(places.min() - 0.5, places.max() + 0.5))
+    ax.set(xlabel=called, ylabel="score", xlim=(places.min() - 0.5, places.max() + 0.5))
     ax.grid(axis="x", visible=False)
     figure.legend(loc="outside upper center", ncols=5, frameon=False)
     return figure

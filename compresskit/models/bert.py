@@ -165,7 +165,7 @@ class AddAndNorm(nn.Module):
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """What follows the linear layer; may write over x.  x, residual: (B, S, H).  Returns the same shape."""
-        if self.training:
+        if self.dropout.training:
             x = self.dropout(x)
         elif x.dtype == residual.dtype and feed_forward.may_overwrite():
             return self.LayerNorm(x.add_(residual))

@@ -1,9 +1,9 @@
 """Run a smaller config inside bigger weights, or take it out as a model of its own.
 
 A subnet uses the leading layers, the leading columns of the hidden axis, the leading rows of the feed-forward, the
-first n heads, and of each of these heads the leading q/n rows; where layers have formulas, any formula with a stack and
-an inner width that are there. This one rule covers both SuperBERT flavours of
-AutoTinyBERT: MLM keeps the head size and drops heads, KD keeps the heads and shortens each of them.
+first n heads, and of each of these heads the leading q/n rows. This one rule covers both SuperBERT flavours of
+AutoTinyBERT: MLM keeps the head size and drops heads, KD keeps the heads and shortens each of them. Where layers have
+formulas, a subnet may have any others with a stack and an inner width that are there.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from compresskit import tracking
 from compresskit.evaluation import figures, formula_figures
 from compresskit.models import checkpoints, elastic
 from compresskit.models.bert import CompactBertPreTrainedModel
-from compresskit.models.feed_forward import ACTIVATIONS, BINARY, LEAVES, LINEARS, SIZES, parse, plain
+from compresskit.models.feed_forward import SIZES, plain
 from compresskit.search import classifier_tree, found
 from compresskit.search.classifier_tree import Node
 from compresskit.search.progressive import (
@@ -38,6 +38,7 @@ from compresskit.search.progressive import (
     random_of,
 )
 from compresskit.stages import extract
+from compresskit.stages.formula_pictures import KINDS, effects, tree_of
 from compresskit.stages.formula_trials import InPlace, Job, Trained
 from compresskit.stages.inputs import tokenizer_for
 from compresskit.stages.params import Params
@@ -48,12 +49,6 @@ from compresskit.stages.workers import Workers
 from compresskit.training.progress import Progress
 
 NO_PART_OF_THE_SEARCH = {"max_trials", "max_minutes", "storage", "workers", "threads", "comparisons", "register_as"}
-KINDS = (
-    dict.fromkeys(LINEARS, "linear")
-    | dict.fromkeys(ACTIVATIONS, "activation")
-    | dict.fromkeys(BINARY, "binary")
-    | dict.fromkeys(LEAVES, "leaf")
-)
 WAIT_SECONDS = 1.0  # between two looks at what other machines have finished
 
 
@@ -65,7 +60,7 @@ class FormulaSearchParams(Params):
     )  # fmt: skip
 
     search_stage: Literal[1, 2, 3] = 1  # formulas and sizes; formulas of frozen sizes; sizes of frozen formulas
-    supernet: str = "models:/demo-formulas@latest"  # with formulas; for stage 3 one that has learned the task
+    supernet: str = "models:/efficientbert-quick-supernet@latest"  # stage 3: one that has learned the task
     previous: str = ""  # what the stage before has found: a run's, or a file; stages 2 and 3 begin with it
     encoder: str = "models:/demo-encoder@latest"  # stages 1 and 2: candidates first learn its layers, from text
     teacher: str = "models:/demo-teacher@latest"  # stages 1 and 2: then this task model's layers and answers
@@ -296,7 +291,7 @@ class FormulaSearch:
         """Scores of each round."""
         table = self.table()
         method = np.where(table["round"] == 0, "random", "classified")
-        return figures.search_generations(table.assign(generation=table["round"], method=method, share=1))
+        return figures.search_generations(table.assign(generation=table["round"], method=method, share=1), "round")
 
     @property
     def winner(self) -> Candidate:
@@ -394,38 +389,6 @@ class FormulaSearch:
     def _save(self, candidate: Candidate, folder: Path) -> None:
         projections = extract.projections(self.checkpoint, self.rules.supernet)
         checkpoints.save(self._cut(candidate), folder, self.tokenizer, projections)
-
-
-def tree_of(text: str) -> formula_figures.Tree:
-    """The nodes of a formula in prefix order, and each one's parent."""
-    formula = parse(text)
-    parents = [-1] * len(formula.nodes)
-    for node in range(len(formula.nodes)):
-        for argument in formula.arguments(node):
-            parents[argument] = node
-    return formula.nodes, parents
-
-
-def effects(table: pd.DataFrame, search_stage: int) -> pd.DataFrame:
-    """Mean score of the candidates whose layer has an operator (stage 3: a size), above that of all others.
-
-    Rows: operators or sizes; columns: layers from 1; NaN where fewer than two candidates have it, or lack it.
-    """
-    formulas = [[parse(text.strip()) for text in _split(line)] for line in table["formulas"]]
-    names = list(SIZES) if search_stage == 3 else [*BINARY, *ACTIVATIONS]
-    scores = table["score"].to_numpy(float)
-    rows: dict[str, list[float]] = {}
-    for name in names:
-        rows[name] = []
-        for layer in range(len(formulas[0])):
-            has = np.array([name == f[layer].size_index or name in f[layer].nodes for f in formulas])
-            enough = min(has.sum(), (~has).sum()) >= 2
-            rows[name].append(scores[has].mean() - scores[~has].mean() if enough else np.nan)
-    return pd.DataFrame(rows, index=range(1, len(formulas[0]) + 1)).T
-
-
-def _split(line: str) -> list[str]:
-    return line.split(", ")  # a formula has no blanks
 
 
 def open(params: FormulaSearchParams) -> FormulaSearch:

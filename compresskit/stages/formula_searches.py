@@ -10,7 +10,7 @@ import pandas as pd
 
 from compresskit import tracking
 from compresskit.evaluation import formula_figures
-from compresskit.stages.formula_search import KINDS, tree_of
+from compresskit.stages.formula_pictures import KINDS, tree_of
 from compresskit.stages.report import markdown_table
 
 STAGES = ("first", "second", "third")  # variables of a pipeline that name runs of the stage formula_search
