@@ -70,7 +70,7 @@ def size_table(config: CompactBertConfig, teacher_size: int = 768, *, faithful: 
         raise ValueError("EfficientBERT's table is for layers of one width; this network's differ")
     if faithful and (config.num_hidden_layers, h) == (12, 360):
         f = 540
-    counts = {size: _feed_forwards(h, f, int(size[0]), int(size[2])) for size in SIZES}
+    counts = {size: feed_forwards(h, f, int(size[0]), int(size[2])) for size in SIZES}
     counts["attn"] = 4 * h * q + 3 * q + 3 * h
     counts["embed_fit_dense"] = _embedding(config) + h * teacher_size + teacher_size
     return {name: round(count / 1e6, 4) for name, count in counts.items()}
@@ -92,11 +92,12 @@ def parameters(config: CompactBertConfig) -> int:
     """Weights of embeddings and encoder of any network, without pooler, heads and projection."""
     h, total = config.hidden_size, _embedding(config)
     for q, (stack, inner) in zip(config.per_layer("qkv_size"), config.feed_forward_sizes(), strict=True):
-        total += 4 * h * q + 3 * q + 3 * h + _feed_forwards(h, inner, stack, 1)
+        total += 4 * h * q + 3 * q + 3 * h + feed_forwards(h, inner, stack, 1)
     return total
 
 
-def _feed_forwards(h: int, f: int, stack: int, ratio: int) -> int:
+def feed_forwards(h: int, f: int, stack: int, ratio: int) -> int:
+    """Weights of a layer's feed-forwards, norms included: s·(2·h·k + k + 3·h), k = f div r."""
     k = f // ratio
     return stack * (2 * h * k + k + h + 2 * h)
 

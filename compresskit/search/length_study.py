@@ -11,16 +11,15 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from compresskit.search.lengths import Lengths
+from compresskit.search.optuna_journal import open_journal
 
 Kind = Literal["tpe", "nsga2"]
 STUDY = "lengths"
@@ -69,26 +68,27 @@ def search(
                 constraints_func=lambda trial: [cost(lengths_of(trial)) - budget],
             )
 
-    journal.parent.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-        study_name=STUDY,
-        directions=["maximize"] if kind == "tpe" else ["maximize", "minimize"],
-        load_if_exists=True,
-    )
-    starts = [1.0, 1 - max_drop / 2, 1 - max_drop][:trials]  # the same for every layer: nothing dropped, half, most
-    for share in starts[len(study.trials) :]:
-        study.enqueue_trial({f"keep{i}": share for i in range(layers)})
+    directions: list[Literal["minimize", "maximize"]] = ["maximize"] if kind == "tpe" else ["maximize", "minimize"]
+    storage = open_journal(journal)
+    study = optuna.create_study(storage=storage, study_name=STUDY, directions=directions, load_if_exists=True)
+    starts = [1.0, 1 - max_drop / 2, 1 - max_drop]  # the same for every layer: nothing dropped, half, most
+
+    def drawn(number: int) -> FrozenTrial:
+        """Trial `number` with all its parameters, drawn beside the file, where Optuna's ask writes one by one."""
+        beside = optuna.create_study(directions=directions, sampler=sampler(number))
+        beside.add_trials([trial for trial in study.trials if trial.state == TrialState.COMPLETE])
+        if number < len(starts):
+            beside.enqueue_trial({f"keep{i}": starts[number] for i in range(layers)})
+        trial = beside.ask()
+        for layer in range(layers):
+            trial.suggest_float(f"keep{layer}", 1 - max_drop, 1.0)
+        return beside.trials[-1]
+
     for first in range(0, trials, at_once):
         numbers = range(first, min(first + at_once, trials))
-        for number in numbers:
-            if _asked(study, number):
-                continue
-            study.sampler = sampler(number)
-            trial = study.ask()
-            for layer in range(layers):
-                trial.suggest_float(f"keep{layer}", 1 - max_drop, 1.0)
+        for number in numbers[max(0, len(study.trials) - first) :]:
+            storage.create_new_trial(study._study_id, template_trial=drawn(number))  # one line of the file
         batch = [study.trials[number] for number in numbers]
         found = [lengths_of(trial) for trial in batch]
         scores = score(list(dict.fromkeys(found)))
@@ -108,9 +108,3 @@ def from_shares(shares: Sequence[float], seq_len: int, shortest: int) -> Lengths
         length = min(length, max(round(length * share), shortest))
         found.append(length)
     return tuple(found)
-
-
-def _asked(study: optuna.Study, number: int) -> bool:
-    """Whether a trial has all its parameters; one that a kill left half asked is begun again by Optuna's own number."""
-    trials = cast(list[Any], study.trials)
-    return number < len(trials) and trials[number].state in (TrialState.RUNNING, TrialState.COMPLETE)

@@ -15,9 +15,8 @@ from random import Random
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
 
-from compresskit.models import CompactBertConfig, CompactBertModel
+from compresskit.models import CompactBertConfig
 from compresskit.models.feed_forward import (
     HEIGHTS,
     IDS,
@@ -31,7 +30,7 @@ from compresskit.models.feed_forward import (
     prepare,
     refusal,
 )
-from compresskit.search import classifier_tree, formulas
+from compresskit.search import classifier_tree, costs, formulas
 
 Candidate = tuple[str, ...]
 
@@ -70,9 +69,8 @@ class Rules:
     @cached_property
     def outside(self) -> int:
         """Weights that every candidate has: embeddings and attention."""
-        with torch.device("meta"):
-            whole = CompactBertModel(self.supernet, add_pooling_layer=False).num_parameters()
-        return whole - feed_forward_parameters(self.supernet.feed_forward or (), self.supernet)
+        own = feed_forward_parameters(self.supernet.feed_forward or (), self.supernet)
+        return costs.parameters(self.supernet) - own
 
     def parameters(self, candidate: Candidate) -> int:
         """Weights of the encoder, without pooler."""
@@ -317,15 +315,7 @@ def random_of(candidate: Candidate, rules: Rules, rng: Random) -> Candidate:
 
 
 def feed_forward_parameters(candidate: Sequence[str], config: CompactBertConfig) -> int:
-    """Weights of all feed-forwards, s(2hk + k + 3h) in a layer of s feed-forwards of inner width k, norms included."""
-    hidden, total = config.hidden_size, 0
-    for text, wide in zip(candidate, config.per_layer("intermediate_size"), strict=True):
-        stack, inner = sizes(text, wide)
-        total += stack * (2 * hidden * inner + inner + 3 * hidden)
-    return total
-
-
-def sizes(text: str, intermediate_size: int) -> tuple[int, int]:
-    """Of a layer with that formula: how many feed-forwards it has, and their inner width."""
-    plan = prepare(text, "min")
-    return plan.stack, intermediate_size // plan.ratio
+    """Weights of all feed-forwards of a candidate."""
+    plans = [prepare(text, "min") for text in candidate]
+    wide = config.per_layer("intermediate_size")
+    return sum(costs.feed_forwards(config.hidden_size, f, p.stack, p.ratio) for p, f in zip(plans, wide, strict=True))

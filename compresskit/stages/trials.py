@@ -18,9 +18,9 @@ from typing import Any
 
 import optuna
 import psutil
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from compresskit.search.optuna_journal import open_journal
 
 LEASE_SECONDS = 120.0
 RENEW_SECONDS = 20.0
@@ -44,11 +44,8 @@ class Trials:
 
     def __post_init__(self) -> None:
         """Open the file, or begin it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = JournalFileSymlinkLock(str(self.path))
-        _drop_incomplete_line(self.path, lock)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = JournalStorage(JournalFileBackend(str(self.path), lock))
+        self._storage = open_journal(self.path)
         optuna.create_study(storage=self._storage, study_name=self.study, direction="maximize", load_if_exists=True)
         self._study = self._storage.get_study_id_from_name(self.study)
         self._claims: dict[int, int] = {}  # ours, by trial number: the id of the running Optuna trial
@@ -126,17 +123,3 @@ class Trials:
             for claim in list(self._claims.values()):
                 with suppress(Exception):  # finished meanwhile
                     self._storage.set_trial_user_attr(claim, "renewed", renewals)
-
-
-def _drop_incomplete_line(path: Path, lock: JournalFileSymlinkLock) -> None:
-    """Cut off what a kill or a full disk left of the last line; Optuna would refuse the file from the next one on."""
-    if not path.exists():
-        return
-    lock.acquire()
-    try:
-        written = path.read_bytes()
-        whole = written.rfind(b"\n") + 1
-        if whole < len(written):
-            os.truncate(path, whole)
-    finally:
-        lock.release()

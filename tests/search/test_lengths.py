@@ -146,6 +146,16 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga2"])
+def test_a_study_goes_on_to_the_same_trials_whatever_line_of_its_file_a_kill_ended_in(tmp_path, kind):
+    whole = study(tmp_path / "whole", kind, trials=8)
+    written = (tmp_path / "whole/optuna.journal").read_bytes()
+    for cut in range(0, len(written), len(written) // 40):
+        (tmp_path / f"{cut}").mkdir()
+        (tmp_path / f"{cut}/optuna.journal").write_bytes(written[:cut])
+        assert study(tmp_path / f"{cut}", kind, trials=8) == whole
+
+
+@pytest.mark.parametrize("kind", ["tpe", "nsga2"])
 def test_a_stopped_study_goes_on_to_the_same_trials(tmp_path, kind):
     straight = study(tmp_path / "a", kind)
     for stop_after in (1, 3, 4):
