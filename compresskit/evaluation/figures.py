@@ -59,7 +59,7 @@ class Chart(Figure):
         return buffer.getvalue()
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw with the house style, and leave matplotlib's settings as they were."""
 
     @wraps(draw)
@@ -71,7 +71,7 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
-@_styled
+@styled
 def learning_curve(history: pd.DataFrame, keys: Sequence[str] | None = None) -> Figure:
     """One panel per metric over the optimizer steps; train/loss and eval/loss share one.
 
@@ -115,7 +115,7 @@ def _curve(ax: Axes, rows: pd.DataFrame, color: tuple, label: str) -> None:
         )
 
 
-@_styled
+@styled
 def pareto_plot(rows: pd.DataFrame, cost: str = "latency_p50_ms") -> Figure:
     """Score against cost, with the front as a line: the best score to be had at that cost.
 
@@ -153,7 +153,7 @@ def pareto_plot(rows: pd.DataFrame, cost: str = "latency_p50_ms") -> Figure:
     return figure
 
 
-@_styled
+@styled
 def scores_plot(rows: pd.DataFrame) -> Figure:
     """Scores of several models on several tasks: a panel for each task, a line for each model, empty where it has none.
 
@@ -191,7 +191,7 @@ def _log_axis(ax: Axes) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-@_styled
+@styled
 def sparsity_heatmap(report: SparsityReport) -> Figure:
     """Percentage of zeros in every prunable matrix, layers from left to right."""
     pruned = report.matrices[report.matrices["kind"].isin(KINDS)]
@@ -217,7 +217,7 @@ def sparsity_heatmap(report: SparsityReport) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def latency_bars(table: pd.DataFrame) -> Figure:
     """Median time of every contestant as a bar, with a whisker to its 95th percentile; fastest on top.
 
@@ -254,7 +254,7 @@ def _conditions(table: pd.DataFrame) -> str:
     return ", ".join(text.format(table[n].iloc[0]) for n, text in stated if n in table and table[n].nunique() == 1)
 
 
-@_styled
+@styled
 def speedup_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
     """How many times faster than dense, over the share of zeros; a line at 1.
 
@@ -276,7 +276,7 @@ def speedup_curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> Figur
     return figure
 
 
-@_styled
+@styled
 def search_scatter(candidates: pd.DataFrame, max_latency_ms: float | None = None) -> Figure:
     """All candidates of a search by latency and score, the chosen ones marked, and the front: what no other one beats.
 
@@ -299,7 +299,7 @@ def search_scatter(candidates: pd.DataFrame, max_latency_ms: float | None = None
     return figure
 
 
-@_styled
+@styled
 def search_cloud(space: pd.DataFrame, candidates: pd.DataFrame, low_ms: float, high_ms: float) -> Figure:
     """Where a search looked: points of its space, the candidates of each generation, the chosen one; the allowed band.
 
@@ -328,7 +328,7 @@ def search_cloud(space: pd.DataFrame, candidates: pd.DataFrame, low_ms: float, h
     return figure
 
 
-@_styled
+@styled
 def search_generations(candidates: pd.DataFrame, called: str = "generation") -> Figure:
     """Scores of each generation, its median, and the best score so far.
 
@@ -358,7 +358,7 @@ def search_generations(candidates: pd.DataFrame, called: str = "generation") -> 
     return figure
 
 
-@_styled
+@styled
 def finalists_plot(rows: pd.DataFrame, low_ms: float, high_ms: float) -> Figure:
     """Predicted and measured latency of each finalist on a line, the best on top; the allowed band behind.
 
@@ -384,7 +384,7 @@ def finalists_plot(rows: pd.DataFrame, low_ms: float, high_ms: float) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def predicted_scatter(rows: pd.DataFrame) -> Figure:
     """Predicted against measured latency, a colour for each way of predicting; a line where both are equal.
 
@@ -409,81 +409,4 @@ def predicted_scatter(rows: pd.DataFrame) -> Figure:
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="measured latency (ms)", ylabel="predicted by others' measurements (ms)")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return figure
-
-
-@_styled
-def length_scatter(tried: pd.DataFrame, cost: str, full: Mapping[str, float]) -> Figure:
-    """Score against cost of length configs, the front as a line, and the full length.
-
-    tried: columns score (a share), front (boolean) and `cost`, which is "macs" or "latency_ms"; rows without the cost
-    are left out.  full: these numbers at full length.
-    """
-    unit, label = {"macs": (1e9, "multiply-adds (billion)"), "latency_ms": (1.0, "median latency (ms)")}[cost]
-    tried = tried.dropna(subset=cost)
-    figure = Chart()
-    ax = figure.subplots()
-    edge = tried[tried["front"]].sort_values(cost)
-    color = COLORS["dynamic_tinybert"]
-    others = tried[~tried["front"]]
-    ax.scatter(others[cost] / unit, others["score"] * 100, color=GREY, s=18, edgecolor="white", label="tried")
-    ax.plot(edge[cost] / unit, edge["score"] * 100, color=color, linewidth=1.2, marker="v", markersize=7,
-            markeredgecolor="white", label="front")  # fmt: skip
-    ax.scatter([full[cost] / unit], [full["score"] * 100], color="0.2", s=60, marker="*", zorder=3, label="full length")
-    ax.axhline(99 * full["score"], color="0.35", linestyle="--", linewidth=1, label="1 % below")
-    ax.set(xlabel=label, ylabel="score (%)")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    return figure
-
-
-@_styled
-def tokens_kept(front: pd.DataFrame) -> Figure:
-    """Tokens that each layer keeps, a line for every config; the darker, the fewer multiply-adds.
-
-    front: columns length_config (lists) and macs_share.
-    """
-    figure = Chart()
-    ax = figure.subplots()
-    colors = sns.color_palette("flare_r", as_cmap=True)
-    for config, share in sorted(zip(front["length_config"], front["macs_share"], strict=True), key=lambda row: row[1]):
-        layers = np.arange(1, len(config) + 1)
-        ax.plot(layers, config, marker="o", markersize=4, color=colors(share), label=f"{share:.0%}")
-    ax.set(
-        xlabel="layer", ylabel="tokens kept", ylim=(0, None), xticks=range(1, len(front["length_config"].iloc[0]) + 1)
-    )
-    if len(front) <= LABELLED:
-        figure.legend(loc="outside right upper", title="multiply-adds", frameon=False)
-    return figure
-
-
-@_styled
-def surviving_tokens(tokens: Sequence[str], passed: Sequence[int], layers: int) -> Figure:
-    """A text in which every token is the darker, the more layers it passed.
-
-    tokens: pieces in their order; passed: how many of `layers` layers each passed whole.
-    """
-    lines: list[list[int]] = [[]]
-    width = 0
-    for index, token in enumerate(tokens):
-        if lines[-1] and width + len(token) + 2 > 72:
-            lines.append([])
-            width = 0
-        lines[-1].append(index)
-        width += len(token) + 2
-    figure = Chart(height=0.9 + 0.27 * len(lines))
-    ax = figure.subplots()
-    ax.set_axis_off()
-    shades = sns.light_palette(COLORS["dynamic_tinybert"], layers + 1)
-    for row, line in enumerate(lines):
-        column = 0
-        for index in line:
-            share = passed[index] / layers
-            ax.text(column, -row, tokens[index], family="monospace", fontsize=9, va="center", parse_math=False,
-                    color="white" if share > 0.6 else "0.15",
-                    bbox={"facecolor": shades[passed[index]], "edgecolor": "none", "pad": 1.6})  # fmt: skip
-            column += len(tokens[index]) + 2
-    for number, shade in enumerate(shades):
-        ax.scatter([], [], marker="s", s=60, color=[shade], label=f"{number}")
-    ax.set(xlim=(-1, 74), ylim=(-len(lines) + 0.4, 0.6))
-    figure.legend(loc="outside upper center", ncols=layers + 1, title="layers passed", frameon=False)
     return figure

@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from compresskit.evaluation.figures import COLORS, GREY, Chart, _styled
+from compresskit.evaluation.figures import COLORS, GREY, Chart, styled
 
 Tree = tuple[Sequence[str], Sequence[int]]  # the nodes' names in prefix order, and each one's parent; -1 for the root
 PER_ROW = 3
 KINDS = {"linear": "tinybert", "activation": "efficientbert", "binary": "autotinybert", "leaf": "baseline"}
 
 
-@_styled
+@styled
 def formula_trees(trees: Mapping[str, Tree], kinds: Mapping[str, str]) -> Figure:
     """One expression tree in each panel, its root on top; linear maps, activations, binary operators and leaves in
     colours of their own.
@@ -66,7 +66,7 @@ def places(parents: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return across, depth
 
 
-@_styled
+@styled
 def formula_scores(candidates: pd.DataFrame) -> Figure:
     """Score against parameters of all trials, random ones and those that classifiers let through; the chosen one.
 
@@ -88,7 +88,7 @@ def formula_scores(candidates: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def formula_effects(effects: pd.DataFrame, importance: Sequence[float]) -> Figure:
     """What scores went with. Above: accuracy that the classifier loses without a layer. Below: by layer and operator or
     size, the mean score of the candidates that have it, less that of the others.

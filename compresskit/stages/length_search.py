@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
-from compresskit.evaluation import figures, flops, latency
+from compresskit.evaluation import flops, latency, length_figures
 from compresskit.evaluation.pareto import front as on_front
 from compresskit.models import checkpoints
 from compresskit.models.length_front import with_lengths
@@ -292,15 +292,15 @@ class LengthSearch:
 
     def by_macs(self) -> Figure:
         """Score against multiply-adds of everything tried, and the front."""
-        return figures.length_scatter(self.table(), "macs", self.front["full"])
+        return length_figures.length_scatter(self.table(), "macs", self.front["full"])
 
     def by_latency(self) -> Figure:
         """Score against measured latency of the front."""
-        return figures.length_scatter(self.table(), "latency_ms", self.front["full"])
+        return length_figures.length_scatter(self.table(), "latency_ms", self.front["full"])
 
     def kept(self) -> Figure:
         """Tokens that each layer keeps, a line for every config of the front."""
-        return figures.tokens_kept(self.front_table())
+        return length_figures.tokens_kept(self.front_table())
 
     def survivors(self) -> Figure:
         """The first row that scores: which of its tokens reach which layer, at the recommended lengths."""
@@ -318,7 +318,7 @@ class LengthSearch:
                 if position < len(passed):
                     passed[position] = layer
         words = self.data.tokenizer.convert_ids_to_tokens(inputs["input_ids"])
-        return figures.surviving_tokens(words, passed, len(config))
+        return length_figures.surviving_tokens(words, passed, len(config))
 
     def recommended(self) -> list[int] | None:
         """The cheapest config that loses at most 1 % of the score at full length; None: full length."""
